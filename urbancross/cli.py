@@ -1,0 +1,88 @@
+"""The table of verbs, and the one way into each: flags, run, balance line, exit code."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from urbancross import config as settings
+from urbancross import runs, storage
+from urbancross.errors import CheckpointError, ConfigError, SchemaError, UrbanCrossError
+
+DONE, STOPPED, BAD_INPUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Verb:
+    kind: type[settings.Config]
+    run: str  # "module:function", imported when called
+
+    @property
+    def summary(self) -> str:
+        return (self.kind.__doc__ or "").strip().splitlines()[0]
+
+
+VERBS = {
+    "ingest": Verb(settings.IngestConfig, "urbancross.distributed.ingest:run"),
+    "geotag": Verb(settings.GeotagConfig, "urbancross.distributed.geotagging:run"),
+    "caption": Verb(settings.CaptionConfig, "urbancross.distributed.captioning:run"),
+    "segment": Verb(settings.SegmentConfig, "urbancross.distributed.segmentation:run"),
+    "pretrain": Verb(settings.PretrainConfig, "urbancross.distributed.pretraining:run"),
+    "adapt": Verb(settings.AdaptConfig, "urbancross.distributed.adaptation:run"),
+    "embed": Verb(settings.EmbedConfig, "urbancross.distributed.embedding:run"),
+    "search": Verb(settings.SearchConfig, "urbancross.search:run"),
+    "evaluate": Verb(settings.EvaluateConfig, "urbancross.distributed.evaluation:run"),
+    "report": Verb(settings.ReportConfig, "urbancross.reporting:run"),
+    "demo": Verb(settings.DemoConfig, "urbancross.demo:run"),
+}
+
+
+def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> None:
+    """Run one verb and exit with 0 (done), 1 (stopped; rerun to resume) or 2 (bad arguments or input)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    program = "urbancross" if verb is None else f"jobs/{verb}.py"
+    if verb is None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(usage())
+            sys.exit(DONE if arguments else BAD_INPUT)
+        verb = arguments.pop(0)
+        program = f"urbancross {verb}"
+        if verb not in VERBS:
+            print(f"urbancross {verb}: no such verb; one of {', '.join(VERBS)}", file=sys.stderr)
+            sys.exit(BAD_INPUT)
+    config = settings.from_command_line(VERBS[verb].kind, arguments, program)
+    try:
+        call(verb, config)
+    except (ConfigError, SchemaError, CheckpointError) as error:
+        fail(program, error, BAD_INPUT)
+    except UrbanCrossError as error:
+        fail(program, error, STOPPED)
+    except KeyboardInterrupt:
+        fail(program, "stopped; run the same command again to go on", STOPPED)
+
+
+def call(verb: str, config: settings.Config) -> runs.Balance | None:
+    """Run a verb; its balance goes to its last line and into its run folder."""
+    module, function = VERBS[verb].run.split(":")
+    balance: runs.Balance | None = getattr(importlib.import_module(module), function)(config)
+    if balance is not None:
+        home = getattr(config, "archive", None) or getattr(config, "target", None)
+        if home is not None:
+            runs.record(storage.local(home), verb, config.model_dump(), balance)
+        print(balance, flush=True)
+    return balance
+
+
+def fail(program: str, error: object, code: int) -> None:
+    print(f"{program}: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(["usage: urbancross VERB --help", "", *lines])
+
+
+if __name__ == "__main__":
+    main()

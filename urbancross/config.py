@@ -1,0 +1,351 @@
+"""One settings model per verb, and the command line that fills it. A default lives here and nowhere else."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+Split = Literal["train", "valid", "test"]
+
+
+class Config(BaseSettings):
+    model_config = SettingsConfigDict(
+        use_attribute_docstrings=True,
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # flags only: no setting comes from an environment variable unseen
+
+
+class ArchiveConfig(Config):
+    archive: str
+    """The archive: a folder that holds tables."""
+
+
+class StageConfig(ArchiveConfig):
+    workers: PositiveInt = Field(default=os.cpu_count() or 1)
+    """Actors that work at the same time."""
+    cpus_per_worker: PositiveFloat = 1
+    """CPUs that one actor asks of Ray."""
+    gpus_per_worker: NonNegativeFloat = 0
+    """GPUs, or a share of one, that one actor asks of Ray."""
+
+
+class IngestConfig(StageConfig):
+    """Read a set of images or scenes into the archive's tables `tiles` and, where it has captions, `captions@given`.
+
+    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, or a folder of GeoTIFF scenes.
+    """
+
+    source: str
+    """A folder with captions.jsonl; a dataset_*.json or *.csv file; or a folder of GeoTIFF scenes (*.tif)."""
+    domain: str
+    """Name of the country or region, stored with every tile."""
+    images: str | None = None
+    """Folder that image paths start from; default: where the captions file lies (or `images` beside it)."""
+    tile_px: PositiveInt = 224
+    """Scenes only: side of a tile in pixels."""
+    valid_share: float = Field(default=0.15, ge=0, lt=1)
+    """Scenes only: share of scenes whose tiles form the split `valid`."""
+    test_share: float = Field(default=0.25, ge=0, lt=1)
+    """Scenes only: share of scenes whose tiles form the split `test`."""
+    shard_tiles: PositiveInt = 2048
+    """Tiles per shard; the unit of work, of commit and of resuming."""
+    seed: int = 0
+    """Seed of the assignment of scenes to splits."""
+
+
+class GeotagConfig(StageConfig):
+    """Give every tile the geo-tags of the map features that lie on it (table `geotags`)."""
+
+    osm: str
+    """OpenStreetMap extract: .osm, .osm.gz or .osm.pbf."""
+    max_tags: PositiveInt = 12
+    """Tags per tile, the largest visible area first."""
+
+
+class CaptionConfig(StageConfig):
+    """Write captions for every tile (table `captions@ENGINE`)."""
+
+    engine: Literal["template"] = "template"
+    """template: from geo-tags alone. (Captions that come with a set are `captions@given`, written by ingest.)"""
+    captions_per_tile: PositiveInt = 5
+    """Captions per tile; fewer where the tags do not allow that many different ones."""
+    seed: int = 0
+    """Seed of the choice of words."""
+
+
+class SegmentConfig(StageConfig):
+    """Cut every tile into segments, ranked without its caption (table `segments@ENGINE`)."""
+
+    engine: Literal["felzenszwalb", "grid"] = "felzenszwalb"
+    """felzenszwalb: graph-based segmentation, needs no weights. grid: the four quarters, a baseline."""
+    max_segments: PositiveInt = 10
+    """Segments kept per tile, best first."""
+    min_area: float = Field(default=0.01, ge=0, le=1)
+    """Smallest segment, as a share of the tile."""
+    max_area: float = Field(default=0.6, ge=0, le=1)
+    """Largest segment, as a share of the tile."""
+
+
+class EmbedConfig(StageConfig):
+    """Turn every tile into a unit vector (table `embeddings@NAME`)."""
+
+    checkpoint: str
+    """A checkpoint folder, or a model name: `starter`, or an open_clip name with tag such as ViT-B-32/openai."""
+    name: str | None = None
+    """Variant of the embeddings table; default: the checkpoint's last path component."""
+    batch_tiles: PositiveInt = 64
+    """Tiles per forward pass of one actor."""
+    device: str = "cpu"
+    """Torch device of an actor: cpu or cuda."""
+
+
+class TrainingConfig(Config):
+    """What pretrain and adapt have in common."""
+
+    captions: str | None = None
+    """Variant of the (source) archive's captions table, such as given or template; needed where there are several."""
+    segments: str | None = None
+    """Variant of the segments table; `none` leaves the segment term out; needed where there are several."""
+    max_segments: PositiveInt = 4
+    """Segments per tile in the segment term, best first."""
+    segment_weight: NonNegativeFloat = 1.0
+    """Weight of the segment-text term."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW's weight decay."""
+    batch_tiles: PositiveInt = 64
+    """Tiles per forward pass where frozen features are computed."""
+    workers: PositiveInt = 2
+    """Actors and training processes; the loss does not depend on their number."""
+    cpus_per_worker: PositiveFloat = 1
+    """CPUs that one of them asks of Ray."""
+    gpus_per_worker: NonNegativeFloat = 0
+    """GPUs that one of them asks of Ray."""
+    device: str = "cpu"
+    """Torch device of a process: cpu or cuda."""
+    seed: int = 0
+    """Seed of the heads, the order of pairs, the choice of captions, crops and candidates."""
+
+
+class PretrainConfig(TrainingConfig, ArchiveConfig):
+    """Pretrain a dual encoder by contrast on tile-text and segment-text pairs of one archive."""
+
+    out: str
+    """The checkpoint folder to write."""
+    model: str = "starter"
+    """`starter`, an open_clip name with tag such as ViT-L-14/openai, or a checkpoint folder."""
+    width: PositiveInt = 512
+    """Width of the embedding (of `starter`; an open_clip model keeps its own)."""
+    split: Split = "train"
+    """Split of the archive to learn from."""
+    train: Literal["heads", "image"] = "heads"
+    """heads: both towers stay frozen, their features are computed once. image: the image tower learns after that."""
+    head_epochs: PositiveInt = 16
+    """Passes over the pairs in which only the heads learn."""
+    epochs: PositiveInt = 5
+    """With `--train image`: further passes, in which the image tower learns with the heads."""
+    head_batch: PositiveInt = 256
+    """Pairs per step while only the heads learn, over all workers."""
+    image_batch: PositiveInt = 128
+    """Pairs per step while the image tower learns, over all workers."""
+    crop_px: PositiveInt = 192
+    """Side of the random crop that the image tower learns from."""
+    head_lr: PositiveFloat = 1e-3
+    """Highest learning rate of the heads (one cycle)."""
+    tower_lr: PositiveFloat = 3e-4
+    """Highest learning rate of the image tower (one cycle)."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout in the heads."""
+
+
+class AdaptConfig(TrainingConfig):
+    """Carry a pretrained model from the source archive to the target archive, whose pairs stay unknown.
+
+    The towers stay frozen; the heads learn.
+    """
+
+    checkpoint: str
+    """The pretrained checkpoint folder."""
+    source: str
+    """Archive with trusted pairs."""
+    target: str
+    """Archive to adapt to; its tiles and texts are used without their pairing."""
+    out: str
+    """The checkpoint folder to write."""
+    setting: Literal["unsupervised"] = "unsupervised"
+    """unsupervised: target tiles and target texts, unpaired."""
+    target_captions: str | None = None
+    """Variant of the target's captions table; needed where there are several."""
+    split: Split = "train"
+    """Split of both archives to learn from."""
+    steps: PositiveInt = 200
+    """Steps of adaptation."""
+    target_batch: PositiveInt = 64
+    """Target tiles per step, over all workers, and as many target texts."""
+    ratio: PositiveInt = 5
+    """Source candidates per target tile (the paper's best: 5)."""
+    head_lr: PositiveFloat = 1e-4
+    """Highest learning rate of the heads (one cycle)."""
+    discriminator_lr: PositiveFloat = 1e-3
+    """Learning rate of the discriminators."""
+    loss: Literal["triplet", "contrastive"] = "triplet"
+    """Loss on source pairs: weighted triplet, or the contrastive loss of pretraining."""
+    negative: Literal["hardest", "semi-hard"] = "hardest"
+    """Which cross-modal negative the triplet takes."""
+    margin_start: NonNegativeFloat = 0.2
+    """Margin of the triplet at the start."""
+    margin_end: NonNegativeFloat = 0.5
+    """Margin of the triplet at the end."""
+    pace: Literal["linear", "root", "step", "none", "anti", "random"] = "linear"
+    """How the share of source candidates grows from the closest to all."""
+    pace_start: float = Field(default=0.3, gt=0, le=1)
+    """Share of source candidates at the start."""
+    weights: Literal["similarity", "iwan", "uniform", "shuffled"] = "similarity"
+    """How source pairs are weighted."""
+    adversary_weight: NonNegativeFloat = 0.1
+    """Weight of the adversarial term, for tiles and for texts alike."""
+    reversal_max: NonNegativeFloat = 1.0
+    """Strength of the gradient reversal at the end of its ramp."""
+
+
+class EvaluateConfig(StageConfig):
+    """Retrieval recall of a checkpoint on one split of an archive, by a named protocol."""
+
+    checkpoint: str
+    """A checkpoint folder or a model name."""
+    protocol: Literal["field", "unique-text"] = "field"
+    """field: a caption line's own tile alone is relevant. unique-text: every tile with that text is."""
+    split: Split = "test"
+    """Split whose tiles and captions form the gallery and the queries."""
+    captions: str | None = None
+    """Variant of the captions table; needed where there are several."""
+    out: str | None = None
+    """Where to write metrics.json; default: the run folder."""
+    batch_tiles: PositiveInt = 64
+    """Tiles per forward pass of one actor."""
+    device: str = "cpu"
+    """Torch device of an actor: cpu or cuda."""
+    bootstrap: NonNegativeInt = 1000
+    """Resamples behind the 95 % interval, clustered by tile."""
+    seed: int = 0
+    """Seed of the resamples."""
+
+
+class SearchConfig(ArchiveConfig):
+    """Find the tiles of an archive that fit a text, or look like a picture."""
+
+    text: CliPositionalArg[str | None] = None
+    """What to look for, in words."""
+    image: str | None = None
+    """Picture to look for; with a text, both count alike."""
+    embeddings: str | None = None
+    """Variant of the embeddings table; needed where there are several."""
+    checkpoint: str | None = None
+    """Checkpoint that made the embeddings; default: the one their table names."""
+    split: Split | None = None
+    """Only tiles of this split."""
+    bbox: str | None = None
+    """Only tiles that meet this box: west,south,east,north in degrees."""
+    top: PositiveInt = 10
+    """How many tiles to return."""
+    json_: bool = Field(default=False, alias="json")
+    """Print one JSON document instead of a table."""
+    device: str = "cpu"
+    """Torch device: cpu or cuda."""
+
+
+class ReportConfig(Config):
+    """Write one self-contained HTML page on an adaptation: counts, metrics, curves, domain gap, pictures."""
+
+    source: str
+    """The source archive."""
+    target: str
+    """The target archive."""
+    before: str
+    """Checkpoint before adaptation (source only)."""
+    after: str
+    """Checkpoint after adaptation."""
+    metrics_before: str
+    """metrics.json of `before` on the target."""
+    metrics_after: str
+    """metrics.json of `after` on the target."""
+    queries: list[str] | None = None
+    """Text queries to show; default: a dozen captions of the target, chosen by seed."""
+    split: Split | None = None
+    """Only show tiles of this split of the target; default: the split that the metrics name."""
+    out: str = "report.html"
+    """The page to write."""
+    seed: int = 0
+    """Seed of what is drawn for figures."""
+
+
+class DemoConfig(Config):
+    """Run the whole road from scenes to search on two countries, and write a report.
+
+    Without --source and --target it first draws two small countries, as GeoTIFF scenes and a map.
+    """
+
+    out: str = "demo"
+    """Folder for archives, checkpoints and the report."""
+    source: str | None = None
+    """Captioned set of the source; default: a drawn country."""
+    target: str | None = None
+    """Captioned set of the target; default: a drawn country."""
+    query: str = "a harbour with many boats"
+    """The text query that the demo answers at its end."""
+    scenes: PositiveInt = 12
+    """Scenes per drawn country."""
+    segments: Literal["felzenszwalb", "grid", "none"] = "felzenszwalb"
+    """Segment engine, or none."""
+    workers: PositiveInt = Field(default=os.cpu_count() or 1)
+    """Actors and training processes that work at the same time."""
+    seed: int = 0
+    """Seed of everything."""
+
+
+C = TypeVar("C", bound=Config)
+
+
+def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> C:
+    """Read flags into `kind`; `--help` shows every field, its meaning and its default.
+
+    A flag that does not fit ends the program with exit code 2 and one line per flag on stderr.
+    """
+    kind.model_config = ConfigDict(**{**kind.model_config, "cli_prog_name": program})  # type: ignore[typeddict-item]
+    try:
+        return CliApp.run(kind, cli_args=list(arguments))
+    except ValidationError as error:
+        lines = [
+            f"{_flag(problem['loc'])}: {problem['msg']}"
+            + ("" if problem["type"] == "missing" else f", got {problem['input']!r}")
+            for problem in error.errors()
+        ]
+    except SettingsError as error:
+        lines = [str(error).removeprefix("error parsing CLI: ").replace("\n", " ")]
+    print("\n".join(f"{program}: {line}; see {program} --help" for line in lines), file=sys.stderr)
+    sys.exit(2)
+
+
+def _flag(location: tuple[int | str, ...]) -> str:
+    return "--" + str(location[0]).rstrip("_").replace("_", "-") if location else "arguments"

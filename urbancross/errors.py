@@ -1,0 +1,33 @@
+"""Every exception that urbancross raises on purpose."""
+
+
+class UrbanCrossError(Exception):
+    """Catch this to catch all that is raised on purpose."""
+
+
+class ConfigError(UrbanCrossError, ValueError):
+    """Settings or inputs that cannot work; the job stops before any work (exit code 2)."""
+
+
+class SchemaError(UrbanCrossError, ValueError):
+    """A table lacks a column or holds another type (exit code 2)."""
+
+
+class TileError(UrbanCrossError, ValueError):
+    """One tile cannot be used; its row records the reason and the job goes on."""
+
+
+class TileSkipped(TileError):
+    """A tile needs no result; its row records why."""
+
+
+class StorageError(UrbanCrossError, OSError):
+    """A place cannot be read or written; worth another try (exit code 1)."""
+
+
+class CheckpointError(UrbanCrossError, OSError):
+    """A checkpoint is missing, cut short, or of another width (exit code 2)."""
+
+
+class TrainingError(UrbanCrossError, RuntimeError):
+    """Training met a loss that is not finite, or an encoder that collapsed (exit code 1)."""

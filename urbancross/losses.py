@@ -1,0 +1,183 @@
+"""What training minimises: contrastive, adversarial and triplet terms; tensors in, a scalar out.
+
+B = pairs in a batch, K = segment slots per tile, D = embedding width. Row i of `image` and row i of `text` are one
+pair, and every embedding is a unit vector. All is written for one device: what several workers hold has to be gathered,
+with its gradient, before it comes here.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urbancross.errors import ConfigError
+
+Negative = Literal["hardest", "semi-hard"]
+
+SHORTEST = 1e-6
+"""A mean of unit vectors shorter than this points nowhere. float16 can still hold it, unlike torch's own 1e-12."""
+
+
+def positives(tile_keys: Tensor, text_keys: Tensor) -> Tensor:
+    """Say which tile and caption of a batch belong together: those of one tile, and those of one wording.
+
+    Captions repeat a lot in real tables; a repeated one must not be pushed away from the tile it also describes.
+
+    Args:
+        tile_keys: [B] int, equal for equal tiles.
+        text_keys: [B] int, equal for captions of the same wording.
+
+    Returns:
+        [B, B] bool, rows tiles, columns captions; true on the diagonal.
+    """
+    return (tile_keys[:, None] == tile_keys) | (text_keys[:, None] == text_keys)
+
+
+def contrastive(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor | float) -> Tensor:
+    """InfoNCE with several positives per row, tile to text and text to tile, averaged.
+
+    A row's term is the mean over its positives of -log softmax(scale * similarity), the form with the mean outside the
+    logarithm (SupCon, arXiv 2004.11362, eq. 2). A row without a positive leaves the mean, its direction only.
+
+    Args:
+        image: [B, D] unit vectors.
+        text: [B, D] unit vectors.
+        positive: [B, B] bool, rows tiles, columns captions.
+        scale: inverse temperature, a number or a learned scalar.
+
+    Returns:
+        Scalar; zero, with its graph, where no row has a positive.
+    """
+    logits = scale * image @ text.T  # [B, B]
+    return (_one_way_contrastive(logits, positive) + _one_way_contrastive(logits.T, positive.T)) / 2
+
+
+def _one_way_contrastive(logits: Tensor, positive: Tensor) -> Tensor:
+    surprise = -F.log_softmax(logits, dim=1)
+    count = positive.sum(dim=1)  # [B]
+    row = torch.where(positive, surprise, 0).sum(dim=1) / count.clamp(min=1)  # 0 where a row has no positive
+    return row.sum() / (count > 0).sum().clamp(min=1)
+
+
+def segment_contrastive(
+    pooled: Tensor, has_segment: Tensor, text: Tensor, positive: Tensor, scale: Tensor | float
+) -> Tensor:
+    """`contrastive` between the pooled segments of a tile and its caption.
+
+    A tile without segments leaves as a row and as a column: nothing is known about it, so it is no negative either.
+
+    Args:
+        pooled: [B, D] unit vectors from `pool_segments`.
+        has_segment: [B] bool.
+        text: [B, D] unit vectors.
+        positive: [B, B] bool, rows tiles, columns captions.
+        scale: inverse temperature, a number or a learned scalar.
+
+    Returns:
+        Scalar; zero, with its graph, where no tile has a segment.
+    """
+    return contrastive(pooled[has_segment], text[has_segment], positive[has_segment][:, has_segment], scale)
+
+
+def pool_segments(segments: Tensor, present: Tensor) -> Tensor:
+    """Average the segments each tile really has, and scale the mean to unit length.
+
+    Args:
+        segments: [B, K, D] unit vectors; absent slots may hold anything, NaN too.
+        present: [B, K] bool, true where a segment exists.
+
+    Returns:
+        [B, D]; zeros for a tile without segments.
+    """
+    kept = torch.where(present[..., None], segments, 0)  # a product with the mask would let NaN through
+    mean = kept.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1)
+    return F.normalize(mean, dim=-1, eps=SHORTEST)
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -ctx.strength * gradients[0], None
+
+
+def reverse_gradient(x: Tensor, strength: float) -> Tensor:
+    """Pass `x` on unchanged; on the way back multiply its gradient by -strength (DANN, arXiv 1409.7495).
+
+    What stands before it then climbs the loss that what stands after it descends. Without it the encoder would help
+    the discriminator, which drives the domains apart; a negative strength does just that, for comparison.
+
+    Args:
+        x: any shape.
+        strength: 0 cuts the encoder off; see `curriculum.reversal_strength`.
+    """
+    reversed_: Tensor = _ReverseGradient.apply(x, strength)
+    return reversed_
+
+
+def adversarial(source_logits: Tensor, target_logits: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of a discriminator that has to call source 1 and target 0, source pairs weighted.
+
+    sum_j w_j softplus(-D(f_j)) / sum_j w_j  +  mean_i softplus(D(f_i)), on logits: the log of a saturated sigmoid is
+    minus infinity in half precision. The features go through `reverse_gradient` before the discriminator.
+
+    Args:
+        source_logits: [n], one per source pair.
+        target_logits: [m], one per target tile or text.
+        weights: [n], not negative, without gradient; see `curriculum.source_weights`.
+
+    Returns:
+        Scalar.
+    """
+    if source_logits.shape != weights.shape:  # [n, 1] and [n] would broadcast to [n, n] without a word
+        raise ConfigError(f"source logits {[*source_logits.shape]} and weights {[*weights.shape]} differ in shape")
+    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    source = (weights * F.softplus(-source_logits)).sum() / total
+    return source + F.softplus(target_logits).sum() / max(target_logits.numel(), 1)
+
+
+def weighted_triplet(
+    image: Tensor, text: Tensor, positive: Tensor, margin: float, weights: Tensor, negative: Negative = "hardest"
+) -> Tensor:
+    """Hinge on the margin between a pair and its best wrong partner, both directions, one weight per pair.
+
+    sum_i w_i ([m + d_ii - min_j d_ij]+ + [m + d_ii - min_j d_ji]+) / (2 sum_i w_i), with d = 1 - cos (VSE++,
+    arXiv 1707.05612, with weights). Negatives are cross-modal and from the same batch: a target image as the negative
+    of a source pair would train the domains apart.
+
+    Args:
+        image: [B, D].
+        text: [B, D].
+        positive: [B, B] bool, rows tiles, columns captions; positives beside the own pair are no negatives.
+        margin: of cosine distance.
+        weights: [B], not negative, without gradient.
+        negative: `hardest`, the nearest negative; `semi-hard`, the nearest of those farther than the own partner, and
+            the hardest where there is none.
+
+    Returns:
+        Scalar; a row without any negative adds 0.
+    """
+    if weights.shape != image.shape[:1]:
+        raise ConfigError(f"{len(image)} pairs and weights {[*weights.shape]}: one weight per pair wanted")
+    if negative not in ("hardest", "semi-hard"):
+        raise ConfigError(f"unknown negative {negative!r}; wanted hardest or semi-hard")
+    distance = 1 - F.normalize(image, dim=-1, eps=SHORTEST) @ F.normalize(text, dim=-1, eps=SHORTEST).T  # [B, B]
+    allowed = ~positive & ~torch.eye(len(image), dtype=torch.bool, device=image.device)
+    hinges = _one_way_hinge(distance, allowed, margin, negative) + _one_way_hinge(
+        distance.T, allowed.T, margin, negative
+    )
+    return (weights * hinges).sum() / (2 * weights.sum().clamp(min=torch.finfo(weights.dtype).tiny))
+
+
+def _one_way_hinge(distance: Tensor, allowed: Tensor, margin: float, negative: Negative) -> Tensor:
+    own = distance.diagonal()
+    if negative == "semi-hard":
+        farther = allowed & (distance > own[:, None])
+        allowed = torch.where(farther.any(dim=1, keepdim=True), farther, allowed)
+    nearest = distance.masked_fill(~allowed, torch.inf).amin(dim=1)  # inf, so a hinge of 0, where none is allowed
+    return F.relu(margin + own - nearest)

@@ -1,0 +1,154 @@
+"""A model by name or from a checkpoint folder, and the folder itself: `checkpoint.json` beside `model.safetensors`."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from urbancross import storage
+from urbancross.errors import CheckpointError, ConfigError
+from urbancross.models import starter
+from urbancross.models.dual_encoder import DualEncoder, Head, IdentityHead
+
+WEIGHTS, DESCRIPTION, EVENTS = "model.safetensors", "checkpoint.json", "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a name or a folder stands for, told without loading it.
+
+    Attributes:
+        base: the model name under a checkpoint, or the name itself.
+        width: of the embedding; None for an open_clip model, which has its own.
+        folder: the checkpoint folder, or None for a bare model name.
+        fingerprint: digest of the weights.
+        towers: digest of the towers' weights alone; equal towers give equal features.
+    """
+
+    name: str
+    base: str
+    width: int | None
+    folder: Path | None
+    fingerprint: str
+    towers: str
+
+
+def resolve(name: str, width: int | None = None) -> Model:
+    """Find out what `--checkpoint` or `--model` names.
+
+    Raises:
+        ConfigError: neither a checkpoint folder nor a known model name.
+        CheckpointError: a folder that is no whole checkpoint.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        folder = folder.absolute()
+        missing = [file for file in (DESCRIPTION, WEIGHTS) if not (folder / file).is_file()]
+        if missing:
+            raise CheckpointError(f"{name} is no checkpoint: {', '.join(missing)} missing; give a folder that "
+                                  "`urbancross pretrain --out` wrote, or a model name such as starter")
+        told = storage.read_json(folder / DESCRIPTION, "checkpoint")
+        try:
+            return Model(name, told["base"], told["width"], folder, told["fingerprint"], told["towers"])
+        except KeyError as error:
+            raise CheckpointError(f"{folder / DESCRIPTION} lacks {error}; was it written by another program?") from None
+    if name == "starter":
+        image, text = starter.weight_files()
+        fingerprint = storage.digest(image, text / "model.safetensors")
+        return Model(name, name, width, None, fingerprint, fingerprint)
+    architecture, _, tag = name.partition("/")
+    if tag and (architecture, tag) in open_clip.list_pretrained():
+        return Model(name, name, None, None, f"open_clip:{name}", f"open_clip:{name}")
+    known = ["starter", *("/".join(pair) for pair in open_clip.list_pretrained())]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["starter", "ViT-B-32/openai"]
+    raise ConfigError(f"--checkpoint or --model {name}: neither a checkpoint folder nor a model; try {', '.join(close)}")
+
+
+def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0) -> DualEncoder:
+    """Build the encoder, in eval mode, with the weights of its checkpoint or its base model.
+
+    Args:
+        dropout: of the heads, for training.
+        seed: of heads that no checkpoint fills.
+
+    Raises:
+        CheckpointError: the weights do not fit or are cut short.
+    """
+    torch_device = torch.device(device)
+    encoder = _build(model, dropout, seed)
+    if model.folder is not None:
+        try:
+            encoder.load_state_dict(load_file(model.folder / WEIGHTS))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            first = str(error).splitlines()[0]
+            raise CheckpointError(f"{model.folder / WEIGHTS} cannot be loaded ({first}); copy it again") from error
+    return encoder.to(torch_device).eval()
+
+
+def _build(model: Model, dropout: float, seed: int) -> DualEncoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if model.base == "starter":
+            width = model.width or starter.TEXT_WIDTH
+            return DualEncoder(
+                starter.towers(pretrained=model.folder is None),
+                {
+                    "image": Head(starter.IMAGE_WIDTH, width, dropout),
+                    "text": Head(starter.TEXT_WIDTH, width, dropout),
+                    "segment": Head(starter.IMAGE_WIDTH, width, dropout),
+                },
+                starter.Tokenizer(),
+                image_px=starter.IMAGE_PX,
+                mean=starter.IMAGE_MEAN,
+                std=starter.IMAGE_STD,
+                image_width=starter.IMAGE_WIDTH,
+                text_width=starter.TEXT_WIDTH,
+                width=width,
+            )
+        architecture, _, tag = model.base.partition("/")
+        try:
+            towers = open_clip.create_model(architecture, pretrained=tag if model.folder is None else None)
+        except Exception as error:  # whatever the hub client raises: no network, no such file, ...
+            raise CheckpointError(f"cannot fetch the weights of {model.base}: {str(error).splitlines()[0]}") from error
+        told = open_clip.get_model_preprocess_cfg(towers)
+        size = told["size"]
+        width = int(open_clip.get_model_config(architecture)["embed_dim"])
+        return DualEncoder(
+            towers,
+            {kind: IdentityHead(width) for kind in ("image", "text", "segment")},
+            open_clip.get_tokenizer(architecture),
+            image_px=size if isinstance(size, int) else size[0],
+            mean=told["mean"],
+            std=told["std"],
+            image_width=width,
+            text_width=width,
+            width=width,
+        )
+
+
+def save(encoder: DualEncoder, folder: Path, base: str, towers: str | None, settings: dict[str, Any]) -> None:
+    """Write the files of a checkpoint into `folder`, which exists and is empty.
+
+    Args:
+        towers: digest of the towers, where training left them as they were; None where it changed them.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    storage.write_json(
+        folder / DESCRIPTION,
+        {
+            "base": base,
+            "width": encoder.width,
+            "image_px": encoder.image_px,
+            "mean": encoder.mean,
+            "std": encoder.std,
+            "fingerprint": (fingerprint := storage.digest(folder / WEIGHTS)),
+            "towers": towers or fingerprint,
+            "settings": settings,
+        },
+    )

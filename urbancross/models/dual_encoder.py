@@ -1,0 +1,121 @@
+"""Two towers and three heads: tiles, texts and segments as unit vectors in one space."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+MAX_SCALE = 100.0  # CLIP's bound on the inverse temperature (Radford et al. 2021, section 2.5)
+
+
+class Head(nn.Module):
+    """Features of a tower `[B, F]` to a unit vector `[B, D]`, through one hidden layer."""
+
+    def __init__(self, features: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.hidden = nn.Linear(features, 2 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(2 * width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.dropout(functional.gelu(self.hidden(self.norm(features))))
+        return functional.normalize(self.project(hidden), dim=-1)
+
+
+class IdentityHead(nn.Module):
+    """For a model whose towers share a space already: a linear map that starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.project.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return functional.normalize(self.project(features), dim=-1)
+
+
+class DualEncoder(nn.Module):
+    """An open_clip model and the heads on its towers.
+
+    Attributes:
+        width: D, the width of the shared space.
+        image_width, text_width: F, the widths of the towers' features.
+        image_px: side of the square that the image tower takes.
+    """
+
+    def __init__(
+        self,
+        towers: nn.Module,
+        heads: dict[str, nn.Module],
+        tokenizer: Callable[[list[str]], Tensor],
+        *,
+        image_px: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_width: int,
+        text_width: int,
+        width: int,
+    ) -> None:
+        super().__init__()
+        self.towers, self.tokenizer = towers, tokenizer
+        self.heads = nn.ModuleDict(heads)  # image, text, segment
+        self.scale = nn.Parameter(torch.tensor(20.0).log())  # log of the inverse temperature
+        self.image_px, self.image_width, self.text_width, self.width = image_px, image_width, text_width, width
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    @property
+    def device(self) -> torch.device:
+        return self.scale.device
+
+    def inverse_temperature(self) -> Tensor:
+        return self.scale.exp().clamp(max=MAX_SCALE)
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, H, W]` uint8 to the image tower's features `[B, F]`."""
+        pixels = pixels.to(self.device).float() / 255
+        mean = torch.tensor(self.mean, device=self.device)[:, None, None]
+        std = torch.tensor(self.std, device=self.device)[:, None, None]
+        return self.towers.encode_image(((pixels - mean) / std).contiguous(memory_format=torch.channels_last))
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """B texts to the text tower's features `[B, F]`."""
+        return self.towers.encode_text(self.tokenizer(list(texts)).to(self.device))
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """B tiles `[H, W, 3]` uint8 to unit vectors `[B, D]` float32."""
+        pixels = torch.from_numpy(np.stack([square(image, self.image_px) for image in images]))
+        features = self.image_features(pixels.permute(0, 3, 1, 2))
+        return self.heads["image"](features).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str], batch: int = 128) -> np.ndarray:
+        """B texts to unit vectors `[B, D]` float32; equal texts are encoded once."""
+        features = self.distinct_text_features(texts, batch)
+        return self.heads["text"](features).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def distinct_text_features(self, texts: Sequence[str], batch: int = 128) -> Tensor:
+        """`text_features` of B texts `[B, F]`, equal texts once, like lengths together."""
+        distinct = sorted(set(texts), key=lambda text: (len(text), text))
+        parts = [self.text_features(distinct[i : i + batch]) for i in range(0, len(distinct), batch)]
+        row = {text: i for i, text in enumerate(distinct)}
+        if not parts:
+            return torch.empty(0, self.text_width, device=self.device)
+        return torch.cat(parts)[[row[text] for text in texts]]
+
+
+def square(image: np.ndarray, side: int) -> np.ndarray:
+    """`[H, W, 3]` uint8 to `[side, side, 3]`: shorter side resized (bicubic), centre cropped."""
+    height, width = image.shape[:2]
+    if (height, width) == (side, side):
+        return image
+    scale = side / min(height, width)
+    size = (max(side, round(width * scale)), max(side, round(height * scale)))
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    top, left = (resized.shape[0] - side) // 2, (resized.shape[1] - side) // 2
+    return resized[top : top + side, left : left + side]

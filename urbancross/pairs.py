@@ -1,0 +1,147 @@
+"""Tiles, captions and segments as pairs to learn from: frozen features in memory, images where a tower learns.
+
+N = tiles, M = captions, K = segment slots, F = a tower's feature width.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from urbancross.errors import ConfigError
+from urbancross.models.dual_encoder import square
+from urbancross.tiles import decode
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs, a caption per tile.
+
+    Attributes:
+        rows: [B] the tile of each pair, as row of `Pairs`.
+        captions: [B] the caption of each pair, as row of `Pairs.texts`.
+    """
+
+    rows: Tensor
+    captions: Tensor
+
+    def part(self, rank: int, world: int) -> "Batch":
+        """What process `rank` of `world` works on: equal parts, in order; a remainder that cannot be shared is cut."""
+        size = len(self.rows) // world
+        return Batch(self.rows[rank * size : (rank + 1) * size], self.captions[rank * size : (rank + 1) * size])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs of one split.
+
+    Attributes:
+        images: [N, F] features of the tiles.
+        texts: [M, F] features of the captions; those of tile i are rows `starts[i]` to `starts[i + 1]`.
+        text_keys: [M] equal for equal texts.
+        segments: [N, K, F] features of segments; absent ones are zero.
+        present: [N, K] bool.
+        encoded: the images as bytes, where a tower learns.
+    """
+
+    images: Tensor
+    texts: Tensor
+    starts: Tensor
+    text_keys: Tensor
+    segments: Tensor
+    present: Tensor
+    encoded: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def choose(self, rows: Tensor, generator: torch.Generator) -> Batch:
+        """One caption at random for each of `rows`."""
+        first, last = self.starts[rows], self.starts[rows + 1]
+        share = torch.rand(len(rows), generator=generator)
+        return Batch(rows, first + (share * (last - first)).long().clamp(max=last - first - 1))
+
+    def epoch(self, size: int, generator: torch.Generator) -> Iterable[Batch]:
+        """Every tile once, in an order that the generator decides, in batches of `size` (the last, short one is left out)."""
+        order = torch.randperm(len(self), generator=generator)
+        size = min(size, len(self))
+        for start in range(0, len(self) - size + 1, size):
+            yield self.choose(order[start : start + size], generator)
+
+    def steps_per_epoch(self, size: int) -> int:
+        return max(len(self) // size, 1)
+
+    def pixels(self, rows: Tensor, image_px: int, crop_px: int, generator: torch.Generator) -> Tensor:
+        """Random crops of the tiles in one of the eight rotations and flips: `[B, 3, crop, crop]` uint8."""
+        assert self.encoded is not None
+        crop_px = min(crop_px, image_px)
+        offsets = torch.randint(0, image_px - crop_px + 1, (len(rows), 2), generator=generator).tolist()
+        turn, flip = int(torch.randint(0, 4, (), generator=generator)), bool(torch.randint(0, 2, (), generator=generator))
+        crops = [
+            square(decode(self.encoded[row]), image_px)[y : y + crop_px, x : x + crop_px]
+            for row, (y, x) in zip(rows.tolist(), offsets, strict=True)
+        ]
+        pixels = torch.rot90(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), turn, (2, 3))
+        return pixels.flip(3) if flip else pixels
+
+
+def text_key(text: str) -> int:
+    """A 63-bit key, equal for texts that differ in case and spacing alone."""
+    plain = " ".join(text.lower().split())
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def gather_pairs(shards: Iterable[dict[str, pa.Table]], split: str, max_segments: int, images: bool) -> Pairs:
+    """Read the pairs of a split from aligned shards of `tiles`, `captions` and `features`.
+
+    Args:
+        max_segments: K; 0 leaves segments out.
+        images: keep the encoded images too.
+
+    Raises:
+        ConfigError: no tile of that split has a caption.
+    """
+    features, texts, keys, counts, segments, encoded = [], [], [], [], [], []
+    for tables in shards:
+        told = tables["features"]
+        use = np.array([s == split for s in tables["tiles"]["split"].to_pylist()], dtype=bool)
+        use &= np.array([failure is None for failure in told["failure"].to_pylist()], dtype=bool)
+        rows = pa.array(np.flatnonzero(use))
+        if not len(rows):
+            continue
+        told = told.take(rows)
+        captions = tables["captions"].take(rows)["captions"].to_pylist()
+        features.append(_matrix(told["image"], len(rows)))
+        texts.append(_matrix(told["texts"], -1))
+        keys += [text_key(text) for lines in captions for text in lines]
+        counts += [len(lines) for lines in captions]
+        segments += [row[:max_segments] if row else [] for row in told["segments"].to_pylist()] if max_segments else [[]] * len(rows)
+        if images:
+            encoded += tables["tiles"].take(rows)["image"].to_pylist()
+    if not features:
+        raise ConfigError(f"no tile of split {split} has a caption; choose another with --split")
+    image = torch.from_numpy(np.concatenate(features))
+    slots = torch.zeros(len(image), max_segments, image.shape[1])
+    present = torch.zeros(len(image), max_segments, dtype=torch.bool)
+    for i, found in enumerate(segments):
+        if found:
+            slots[i, : len(found)] = torch.tensor(np.asarray(found, dtype=np.float32))
+            present[i, : len(found)] = True
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+    return Pairs(
+        image, torch.from_numpy(np.concatenate(texts)), starts, torch.tensor(keys), slots, present, encoded if images else None
+    )
+
+
+def _matrix(column: pa.ChunkedArray, rows: int) -> np.ndarray:
+    """A column of (lists of) vectors as `[rows, F]` float32."""
+    values = column.combine_chunks()
+    width = None
+    while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
+        width = values.type.list_size if pa.types.is_fixed_size_list(values.type) else None
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=False).reshape(-1, width or 1).copy()

@@ -1,0 +1,43 @@
+"""How long work shows itself: a bar on a terminal, a plain line now and then elsewhere. All of it goes to stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Meter:
+    """Counts units of one piece of work; `add` as they finish."""
+
+    def __init__(self, what: str, total: int, unit: str, bar: Progress | None) -> None:
+        self.what, self.total, self.unit, self.bar = what, total, unit, bar
+        self.done, self.began, self.said = 0, time.monotonic(), time.monotonic()
+        self.task = bar.add_task(what, total=total, note="") if bar else None
+
+    def add(self, count: int, note: str = "") -> None:
+        self.done += count
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=self.done, note=note)
+        elif time.monotonic() - self.said >= SECONDS_BETWEEN_LINES or self.done >= self.total:
+            self.said = time.monotonic()
+            seconds = max(self.said - self.began, 1e-6)
+            tail = f", {note}" if note else ""
+            line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.done / seconds:.1f} a second{tail}"
+            print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def meter(what: str, total: int, unit: str = "tiles") -> Iterator[Meter]:
+    """Show progress of `total` units while the block runs."""
+    if not sys.stderr.isatty():
+        yield Meter(what, total, unit, None)
+        return
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+                  console=Console(stderr=True)) as bar:
+        yield Meter(what, total, unit, bar)

@@ -1,0 +1,81 @@
+"""A run's folder and its balance: what was asked, what happened, and that every tile is accounted for."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from urbancross import storage
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Every tile that went in is written, was done before, was skipped for a reason, or failed for one."""
+
+    read: int = 0
+    written: int = 0
+    done_before: int = 0
+    skipped: int = 0
+    failed: int = 0
+    unit: str = field(default="tiles", compare=False)
+
+    def __add__(self, other: "Balance") -> "Balance":
+        return Balance(
+            self.read + other.read,
+            self.written + other.written,
+            self.done_before + other.done_before,
+            self.skipped + other.skipped,
+            self.failed + other.failed,
+            self.unit,
+        )
+
+    @property
+    def balances(self) -> bool:
+        return self.read == self.written + self.done_before + self.skipped + self.failed
+
+    def __str__(self) -> str:
+        skipped = f" + skipped {self.skipped:,}" if self.skipped else ""
+        sign = "=" if self.balances else "≠"
+        return (
+            f"read {self.read:,} {sign} written {self.written:,} + done before {self.done_before:,}"
+            f"{skipped} + failed {self.failed:,}"
+        )
+
+
+def count_failures(failures: list[str | None]) -> dict[str, int]:
+    """Written, skipped and failed among the `failure` column of rows."""
+    skipped = sum(1 for failure in failures if failure is not None and failure.startswith("skipped:"))
+    failed = sum(1 for failure in failures if failure is not None) - skipped
+    return {"written": len(failures) - skipped - failed, "skipped": skipped, "failed": failed}
+
+
+def record(home: Path, verb: str, settings: dict[str, Any], balance: Balance, **more: Any) -> Path:
+    """Write `config.json` and `balance.json` of one run below `home/runs`; returns the run's folder."""
+    when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    run = home / "runs" / f"{when}-{verb}"
+    storage.write_json(run / "config.json", {"verb": verb, **settings})
+    storage.write_json(run / "balance.json", asdict(balance))
+    for name, value in more.items():
+        storage.write_json(run / f"{name}.json", value)
+    return run
+
+
+def balances(home: Path) -> list[dict[str, Any]]:
+    """The balance of every recorded run below `home`, oldest first, each with its `stage`."""
+    found = []
+    for file in sorted((home / "runs").glob("*/balance.json")):
+        config = storage.read_json(file.parent / "config.json", "run")
+        found.append({"stage": config["verb"], "archive": home.name, **storage.read_json(file, "run")})
+    return found
+
+
+def event_lines(events: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(event) + "\n" for event in events).encode()
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Events of a training run, a JSON object a line; empty when there is no such file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

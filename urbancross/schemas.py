@@ -1,0 +1,143 @@
+"""The pyarrow schema of every table, and `check`: the single source of truth for what a shard holds.
+
+Every table has one row per tile of the `plan` shard of the same name, in the same order. `failure` is null for a
+done row, `skipped:<why>` for a tile that needs no result and `failed:<why>` for one that could not have it.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from urbancross.errors import SchemaError, TileError, TileSkipped
+
+log = logging.getLogger(__name__)
+
+FAILURE = pa.field("failure", pa.string())
+TILE_ID = pa.field("tile_id", pa.string(), nullable=False)
+
+# What the ingest knows of a tile before it has read a pixel: which file or which window of which scene.
+PLAN = pa.schema(
+    [
+        TILE_ID,  # path of the image in its set, or "{scene}/{row}-{col}"
+        pa.field("source", pa.string(), nullable=False),  # absolute path of the image or scene
+        pa.field("window", pa.list_(pa.int32(), 4)),  # (x0, y0, x1, y1) pixels of the scene; null: the whole image
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("split", pa.string()),  # train | valid | test, or null
+        pa.field("captions", pa.list_(pa.string())),  # those that came with the set
+        pa.field("bounds", pa.list_(pa.float64(), 4)),  # west, south, east, north; degrees
+        pa.field("crs", pa.string()),
+        pa.field("gsd_m", pa.float64()),
+        pa.field("datetime", pa.string()),  # ISO 8601
+        FAILURE,
+    ]
+)
+
+TILES = pa.schema(
+    [
+        TILE_ID,
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("image", pa.binary()),  # encoded RGB: JPEG, PNG or WebP; null where the tile failed
+        pa.field("bounds", pa.list_(pa.float64(), 4)),
+        pa.field("geometry", pa.binary()),  # the footprint as WKB polygon in degrees; GeoParquet's primary column
+        pa.field("crs", pa.string()),  # of the scene
+        pa.field("gsd_m", pa.float64()),
+        pa.field("datetime", pa.string()),
+        pa.field("split", pa.string()),
+        FAILURE,
+    ]
+)
+
+GEOTAGS = pa.schema(
+    [
+        TILE_ID,
+        pa.field("center_tags", pa.list_(pa.string())),  # "key=value", most visible first
+        pa.field("surrounding_tags", pa.list_(pa.string())),
+        FAILURE,
+    ]
+)
+
+CAPTIONS = pa.schema(
+    [
+        TILE_ID,
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("engine", pa.string()),  # given | template | ...
+        pa.field("prompt_version", pa.string()),
+        pa.field("tags", pa.list_(pa.string())),  # the tags that the engine was given
+        pa.field("seed", pa.int64()),
+        FAILURE,
+    ]
+)
+
+SEGMENT = pa.struct(
+    [
+        pa.field("rle", pa.string()),  # COCO run-length code of the mask over the tile, size (H, W) below
+        pa.field("size", pa.list_(pa.int32(), 2)),  # H, W of the tile
+        pa.field("box", pa.list_(pa.int32(), 4)),  # x0, y0, x1, y1 in pixels, end-exclusive
+        pa.field("area", pa.int32()),  # pixels
+        pa.field("predicted_iou", pa.float32()),  # null where the engine predicts none
+        pa.field("stability", pa.float32()),
+        pa.field("score", pa.float32()),  # the caption-free order: higher first
+        pa.field("rank", pa.int32()),  # 0 is the best
+    ]
+)
+
+SEGMENTS = pa.schema([TILE_ID, pa.field("segments", pa.list_(SEGMENT)), FAILURE])
+
+
+def embeddings(width: int) -> pa.Schema:
+    """One unit vector `[width]` per tile."""
+    return pa.schema([TILE_ID, pa.field("vector", pa.list_(pa.float32(), width)), FAILURE])
+
+
+def features(image_width: int, text_width: int) -> pa.Schema:
+    """What frozen towers say of a tile, its captions and its segments, before any head."""
+    return pa.schema(
+        [
+            TILE_ID,
+            pa.field("image", pa.list_(pa.float32(), image_width)),
+            pa.field("texts", pa.list_(pa.list_(pa.float32(), text_width))),  # one per caption, in order
+            pa.field("segments", pa.list_(pa.list_(pa.float32(), image_width))),  # by rank
+            FAILURE,
+        ]
+    )
+
+
+def check(found: pa.Schema, wanted: pa.Schema, where: str) -> None:
+    """Name every column of `wanted` that `found` lacks or types otherwise.
+
+    Raises:
+        SchemaError: at least one column does not fit.
+    """
+    types = dict(zip(found.names, found.types, strict=True))
+    wrong = [
+        f"{field.name}: want {field.type}, found {types.get(field.name)}"
+        for field in wanted
+        if types.get(field.name) != field.type
+    ]
+    if wrong:
+        raise SchemaError(f"{where} does not fit its schema ({'; '.join(wrong)}); was it written by another program?")
+
+
+def each_tile(rows: Iterable[dict[str, Any]], result: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+    """One output row per input row, in order: `result(row)`, or the reason why there is none.
+
+    A row that failed upstream is skipped here. Whatever a single tile raises stays that tile's own failure.
+    """
+    out = []
+    for row in rows:
+        tile_id = row["tile_id"]
+        if row["failure"] is not None:
+            out.append({"tile_id": tile_id, "failure": f"skipped:no input ({row['failure']})"})
+            continue
+        try:
+            out.append({"tile_id": tile_id, "failure": None, **result(row)})
+        except TileSkipped as reason:
+            out.append({"tile_id": tile_id, "failure": f"skipped:{reason}"})
+        except TileError as reason:
+            out.append({"tile_id": tile_id, "failure": f"failed:{reason}"})
+        except Exception as error:  # a library's own exception at one odd tile must not cost the whole shard
+            log.exception("tile %s", tile_id)
+            out.append({"tile_id": tile_id, "failure": f"failed:{type(error).__name__}: {error}"})
+    return out

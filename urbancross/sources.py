@@ -1,0 +1,191 @@
+"""What a source holds, as rows of the plan: captioned sets in three dialects, and folders of GeoTIFF scenes."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from urbancross import storage
+from urbancross.errors import ConfigError, TileError
+from urbancross.tiles import cells
+
+SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test", "restval": "train"}
+KNOWN = "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, or a folder of GeoTIFF scenes (*.tif)"
+
+Row = dict[str, Any]
+
+
+def plan(source: str, images: str | None, domain: str, tile_px: int, valid: float, test: float, seed: int) -> list[Row]:
+    """Rows of `schemas.PLAN` for everything the source holds.
+
+    Raises:
+        ConfigError: nothing there, an unknown kind of source, a caption file that cannot be read, or no usable image.
+    """
+    path = storage.local(source)
+    if not path.exists():
+        raise ConfigError(f"--source {source}: no such file or folder; give {KNOWN}")
+    if path.is_dir() and not (path / "captions.jsonl").is_file():
+        rows = _scenes(path, domain, tile_px, valid, test, seed)
+    else:
+        rows = _captioned(path / "captions.jsonl" if path.is_dir() else path, images, domain)
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if row["tile_id"] in seen:
+            raise ConfigError(
+                f"--source {source}: {row['tile_id']} stands in entries {seen[row['tile_id']]} and {number}; "
+                "give one entry per image, with all its captions"
+            )
+        seen[row["tile_id"]] = number
+    return rows
+
+
+def _captioned(file: Path, images: str | None, domain: str) -> list[Row]:
+    dialects: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl, ".json": _karpathy, ".csv": _skyscript}
+    if file.suffix not in dialects:
+        raise ConfigError(f"--source {file}: unknown kind {file.suffix or 'of file'}; give {KNOWN}")
+    beside = file.parent / "images"
+    default = beside if file.suffix != ".jsonl" and beside.is_dir() else file.parent
+    root = storage.folder(images, "--images") if images else default
+    rows = []
+    try:
+        for entry in dialects[file.suffix](file):
+            rows.append({"source": str(root / entry["tile_id"]), "domain": domain, "window": None, "failure": None} | entry)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+    if not rows:
+        raise ConfigError(f"{file} has no entries; give a captioned set with at least one image")
+    if not any(Path(row["source"]).is_file() for row in rows):
+        raise ConfigError(f"{file}: none of its {len(rows):,} images is there, the first would be {rows[0]['source']}; "
+                          "give the folder that image paths start from with --images")
+    return rows
+
+
+def _jsonl(file: Path) -> Iterator[Row]:
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{file} line {number}"
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{where}: not JSON ({error}); mend or remove the line") from None
+            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
+                raise ConfigError(f'{where}: want {{"image": "path", "captions": ["..."]}}; mend or remove the line')
+            yield {
+                "tile_id": _inside(entry["image"], where),
+                "captions": _texts(entry.get("captions"), where),
+                "split": _split(entry.get("split"), where),
+                "bounds": _bounds(entry.get("bounds"), where),
+                "crs": entry.get("crs"),
+                "gsd_m": _number(entry.get("gsd_m"), where),
+                "datetime": entry.get("datetime"),
+            }
+
+
+def _karpathy(file: Path) -> Iterator[Row]:
+    told = storage.read_json(file, "--source")
+    if not isinstance(told, dict) or not isinstance(told.get("images"), list):
+        raise ConfigError(f'{file}: want {{"images": [...]}} as in dataset_rsicd.json; give another file')
+    for number, entry in enumerate(told["images"], start=1):
+        where = f"{file} images[{number - 1}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
+            raise ConfigError(f"{where}: has no filename; mend or remove it")
+        sentences = [sentence.get("raw") for sentence in entry.get("sentences", [])]
+        yield {
+            "tile_id": _inside(entry["filename"], where),
+            "captions": _texts(sentences, where),
+            "split": _split(entry.get("split"), where),
+        }
+
+
+def _skyscript(file: Path) -> Iterator[Row]:
+    with open(file, encoding="utf-8", newline="") as lines:
+        table = csv.DictReader(lines)
+        if not {"filepath", "title"} <= set(table.fieldnames or ()):
+            raise ConfigError(f"{file}: want columns filepath and title, found {table.fieldnames}; give another file")
+        for entry in table:
+            where = f"{file} line {table.line_num}"
+            titles = [entry["title"], entry.get("title_multi_objects")]
+            texts = list(dict.fromkeys(title.strip() for title in titles if title and title.strip()))
+            yield {"tile_id": _inside(entry["filepath"] or "", where), "captions": texts, "split": _split(entry.get("split"), where)}
+
+
+def _scenes(folder: Path, domain: str, tile_px: int, valid: float, test: float, seed: int) -> list[Row]:
+    scenes = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff") and path.is_file())
+    if not scenes:
+        raise ConfigError(f"--source {folder}: neither captions.jsonl nor *.tif there; give {KNOWN}")
+    if valid + test >= 1:
+        raise ConfigError(f"--valid-share {valid} and --test-share {test} leave nothing to train on; lower them")
+    splits = split_by_place([scene.stem for scene in scenes], valid, test, seed)
+    rows: list[Row] = []
+    problems = []
+    for scene in scenes:
+        common = {"source": str(scene), "domain": domain, "split": splits[scene.stem], "captions": None}
+        try:
+            for cell in cells(scene, tile_px):
+                rows.append({**common, **vars(cell), "failure": None})
+        except TileError as error:
+            problems.append(f"{scene.name}: {error}")
+            rows.append({**common, "tile_id": scene.stem, "window": None, "failure": f"failed:{error}"})
+    if len(problems) == len(scenes):
+        raise ConfigError(f"--source {folder}: no scene can be used, {problems[0]}")
+    if all(row["failure"] for row in rows):
+        raise ConfigError(f"--source {folder}: every scene is smaller than a tile of {tile_px} px; lower --tile-px")
+    return rows
+
+
+def split_by_place(places: Iterable[str], valid: float, test: float, seed: int) -> dict[str, str]:
+    """Assign whole places to splits by quota, in an order that only the seed and the names decide.
+
+    With a share above 0 and more than two places, a split gets at least one place.
+    """
+    order = sorted(set(places), key=lambda place: hashlib.sha256(f"{seed}/{place}".encode()).digest())
+    quota = {
+        name: max(round(share * len(order)), 1 if share > 0 and len(order) > 2 else 0)
+        for name, share in (("test", test), ("valid", valid))
+    }
+    names = ["test"] * quota["test"] + ["valid"] * quota["valid"]
+    return dict(zip(order, names + ["train"] * len(order), strict=False))
+
+
+def _inside(path: str, where: str) -> str:
+    """An image path that stays below its folder, so that a captions file cannot name any file of the machine."""
+    if not path or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ConfigError(f"{where}: image {path!r} is not a path below the images folder; make it relative")
+    return Path(path).as_posix()
+
+
+def _texts(value: Any, where: str) -> list[str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ConfigError(f"{where}: captions must be a list of strings; mend or remove the line")
+    return [text.strip() for text in value if text.strip()]
+
+
+def _split(value: Any, where: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if value not in SPLITS:
+        raise ConfigError(f"{where}: split {value!r} is none of {', '.join(SPLITS)}; rename it")
+    return SPLITS[value]
+
+
+def _bounds(value: Any, where: str) -> list[float] | None:
+    if value is None:
+        return None
+    try:
+        west, south, east, north = (float(part) for part in value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: bounds must be [west, south, east, north] in degrees, got {value!r}") from None
+    return [west, south, east, north]
+
+
+def _number(value: Any, where: str) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: gsd_m must be a number of metres, got {value!r}") from None

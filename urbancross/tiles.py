@@ -1,0 +1,178 @@
+"""From image files and scenes to tiles: the grid of a scene, its footprints, and whether an image can be used."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import shapely
+from PIL import Image, UnidentifiedImageError
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.warp import transform as warp_points
+from rasterio.windows import Window
+
+from urbancross.errors import ConfigError, TileError
+
+ENCODINGS = {"JPEG", "PNG", "WEBP"}  # kept byte for byte; others are encoded anew as PNG
+MAX_SIDE_PX = 8192
+METRES_PER_DEGREE = 111_320.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a scene's grid: the tile's place before its pixels are read."""
+
+    tile_id: str  # "{scene}/{row}-{col}"
+    window: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the scene
+    bounds: tuple[float, float, float, float]  # west, south, east, north in degrees
+    crs: str
+    gsd_m: float
+    datetime: str | None
+
+
+def cells(scene: Path, tile_px: int) -> Iterator[Cell]:
+    """Cut a scene into whole square cells, row by row; what is left at the right and bottom edge is dropped.
+
+    Raises:
+        TileError: the file is no raster, or has no coordinate reference system.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            raster = rasterio.open(scene)
+        except RasterioIOError as error:
+            raise TileError(f"not a raster: {error}") from error
+    with raster:
+        if raster.crs is None:
+            raise TileError("no coordinate reference system; give one with gdal_edit.py -a_srs")
+        when = _datetime(raster.tags().get("TIFFTAG_DATETIME"))
+        for row in range(raster.height // tile_px):
+            for col in range(raster.width // tile_px):
+                x, y = col * tile_px, row * tile_px
+                window = (x, y, x + tile_px, y + tile_px)
+                bounds = _bounds(raster, window)
+                yield Cell(f"{scene.stem}/{row:05d}-{col:05d}", window, bounds, str(raster.crs), _gsd(raster, bounds), when)
+
+
+def _bounds(raster: rasterio.DatasetReader, window: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = window
+    corners = [raster.transform * point for point in ((x0, y0), (x1, y0), (x0, y1), (x1, y1))]
+    lons, lats = warp_points(raster.crs, "EPSG:4326", [x for x, _ in corners], [y for _, y in corners])
+    return min(lons), min(lats), max(lons), max(lats)
+
+
+def _gsd(raster: rasterio.DatasetReader, bounds: tuple[float, float, float, float]) -> float:
+    side = abs(raster.transform.e)
+    return round(side * METRES_PER_DEGREE if raster.crs.is_geographic else side * raster.crs.linear_units_factor[1], 4)
+
+
+def _datetime(tag: str | None) -> str | None:
+    """TIFF's "2024:06:01 10:20:30" as ISO 8601."""
+    if not tag:
+        return None
+    day, _, time = tag.partition(" ")
+    return f"{day.replace(':', '-')}T{time or '00:00:00'}Z"
+
+
+def read_window(scene: Path, window: tuple[int, int, int, int]) -> bytes:
+    """The pixels of one cell as PNG.
+
+    Raises:
+        TileError: the scene cannot be read there, or has another number of bands or bits.
+    """
+    x0, y0, x1, y1 = window
+    try:
+        with rasterio.open(scene) as raster:
+            if raster.count < 3 or raster.dtypes[0] != "uint8":
+                raise TileError(f"{raster.count} bands of {raster.dtypes[0]}, 3 of uint8 wanted")
+            alpha = ColorInterp.alpha in raster.colorinterp
+            pixels = raster.read([1, 2, 3], window=Window(x0, y0, x1 - x0, y1 - y0))
+            if alpha and not raster.dataset_mask(window=Window(x0, y0, x1 - x0, y1 - y0)).any():
+                raise TileError("nothing but transparent pixels")
+    except RasterioIOError as error:
+        raise TileError(f"cannot be read: {_plain(error)}") from error
+    return encode(np.moveaxis(pixels, 0, -1))
+
+
+def read_image(path: Path) -> bytes:
+    """An image file as RGB bytes, proved to decode; JPEG, PNG and WebP of 8-bit RGB are kept as they are.
+
+    Raises:
+        TileError: absent, empty, cut short, no image, or too large.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise TileError("no such file") from None
+    except OSError as error:
+        raise TileError(f"cannot be read: {error.strerror}") from error
+    if not data:
+        raise TileError("empty file")
+    with _opened(data) as image:
+        kind, mode, depth = image.format, image.mode, getattr(image, "is_animated", False)
+        pixels = image.convert("RGB")
+    return data if kind in ENCODINGS and mode == "RGB" and not depth else encode(np.asarray(pixels))
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Encoded bytes to `[H, W, 3]` uint8.
+
+    Raises:
+        TileError: the bytes are no whole image.
+    """
+    with _opened(data) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            if max(image.size) > MAX_SIDE_PX:
+                raise TileError(f"{image.width} x {image.height} px, at most {MAX_SIDE_PX} a side wanted")
+            image.load()
+    except UnidentifiedImageError:
+        raise TileError("not an image") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise TileError(f"too large: {_plain(error)}") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises at broken files
+        if isinstance(error, TileError):
+            raise
+        raise TileError(f"corrupt image: {_plain(error)}") from error
+    return image
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    """`[H, W, 3]` uint8 to PNG."""
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=3)
+    return out.getvalue()
+
+
+def footprint(bounds: list[float] | None) -> bytes | None:
+    """Bounds in degrees as a WKB polygon."""
+    return None if bounds is None else shapely.box(*bounds).wkb
+
+
+def parse_bbox(text: str) -> tuple[float, float, float, float]:
+    """`west,south,east,north` in degrees.
+
+    Raises:
+        ConfigError: not four numbers in that order.
+    """
+    try:
+        west, south, east, north = (float(part) for part in text.split(","))
+    except ValueError:
+        west = south = east = north = float("nan")
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        raise ConfigError(f"--bbox {text}: want west,south,east,north in degrees, such as 24.9,60.1,25.0,60.2")
+    return west, south, east, north
+
+
+def _plain(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

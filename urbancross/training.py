@@ -1,0 +1,238 @@
+"""Pretraining and adaptation on tensors: one process of a team, any device, nothing of Ray.
+
+Every process holds the same order of pairs, works on its part of each batch, and sees the whole batch's embeddings
+through `Team.gather`, whose gradient flows back to the process that made them. With gradients averaged over the team,
+W processes with B/W pairs each take the same steps as one with B.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urbancross import curriculum, losses
+from urbancross.config import AdaptConfig, PretrainConfig
+from urbancross.errors import TrainingError
+from urbancross.models.discriminator import Discriminator
+from urbancross.models.dual_encoder import DualEncoder
+from urbancross.pairs import Batch, Pairs
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train together.
+
+    Attributes:
+        gather: [B/W, ...] of this process to [B, ...] of all, in order of rank, with gradient.
+        average: replaces gradients of parameters by their mean over the team.
+    """
+
+    rank: int = 0
+    world: int = 1
+    gather: Callable[[Tensor], Tensor] = lambda part: part
+    average: Callable[[list[nn.Parameter]], None] = lambda parameters: None
+
+
+ALONE = Team()
+
+
+def pretrain(
+    encoder: DualEncoder, pairs: Pairs, config: PretrainConfig, team: Team, on_step: Callable[[Event], None]
+) -> None:
+    """Learn by contrast, L = L(V, U) + segment_weight * L(Z, U) (UrbanCross, arXiv 2404.14241): heads, then tower."""
+    heads = nn.ModuleList([encoder.heads["image"], encoder.heads["text"]])
+    if pairs.present.any():
+        heads.append(encoder.heads["segment"])  # otherwise it has nothing to learn from
+    head_parameters = [*heads.parameters(), encoder.scale]
+    order = torch.Generator().manual_seed(config.seed)
+    crops = torch.Generator().manual_seed(config.seed * 1_000_003 + team.rank)
+    torch.manual_seed(config.seed * 1_000_003 + team.rank)  # dropout
+    heads.train()
+
+    def learn(stage: str, epochs: int, size: int, groups: list[dict[str, Any]], see: Callable[[Batch], Tensor]) -> None:
+        steps = epochs * pairs.steps_per_epoch(size)
+        optimiser, schedule = _one_cycle(groups, config.weight_decay, steps)
+        batches = (batch for _ in range(epochs) for batch in pairs.epoch(size, order))
+        for step, batch in enumerate(batches, start=1):
+            part = batch.part(team.rank, team.world)
+            terms = contrastive_terms(encoder, pairs, batch, part, see(part), team)
+            loss = terms["tile_text"] + config.segment_weight * terms.get("segment_text", 0.0)
+            _descend(loss, optimiser, schedule, team)
+            told = {name: term.item() for name, term in terms.items()}
+            rate = {"lr": schedule.get_last_lr()[0], "scale": encoder.inverse_temperature().item()}
+            on_step({"stage": stage, "step": step, "steps": steps, "epoch": step * epochs / steps, "loss": loss.item()} | told | rate)
+
+    def features(part: Batch) -> Tensor:
+        return pairs.images[part.rows].to(encoder.device)
+
+    groups = [{"params": head_parameters, "lr": config.head_lr}]
+    learn("heads", config.head_epochs, config.head_batch, groups, features)
+    if config.train == "image":
+        tower = encoder.towers.visual
+        groups.append({"params": [p for p in tower.parameters() if p.requires_grad], "lr": config.tower_lr})
+
+        def look(part: Batch) -> Tensor:
+            return encoder.image_features(pairs.pixels(part.rows, encoder.image_px, config.crop_px, crops))
+
+        learn("image", config.epochs, config.image_batch, groups, look)  # the tower stays in eval mode: BatchNorm frozen
+    encoder.eval()
+
+
+def contrastive_terms(
+    encoder: DualEncoder, pairs: Pairs, batch: Batch, part: Batch, seen: Tensor, team: Team
+) -> dict[str, Tensor]:
+    """The tile-text and segment-text terms of a whole batch, of which this process embeds its part.
+
+    Args:
+        seen: [B/W, F] image features of the part.
+    """
+    device, scale = encoder.device, encoder.inverse_temperature()
+    v = team.gather(encoder.heads["image"](seen))
+    u = team.gather(encoder.heads["text"](pairs.texts[part.captions].to(device)))
+    whole = Batch(batch.rows[: len(v)], batch.captions[: len(v)])
+    positive = losses.positives(whole.rows, pairs.text_keys[whole.captions]).to(device)
+    terms = {"tile_text": losses.contrastive(v, u, positive, scale)}
+    if pairs.present.any():
+        z = team.gather(pool(encoder, pairs, part))
+        has_segment = pairs.present[whole.rows].any(dim=1).to(device)
+        terms["segment_text"] = losses.segment_contrastive(z, has_segment, u, positive, scale)
+    return terms
+
+
+def pool(encoder: DualEncoder, pairs: Pairs, part: Batch) -> Tensor:
+    """Pooled segment embeddings `[B, D]` of a batch; zeros where a tile has none."""
+    segments = encoder.heads["segment"](pairs.segments[part.rows].to(encoder.device))
+    return losses.pool_segments(segments, pairs.present[part.rows].to(encoder.device))
+
+
+@torch.inference_mode()
+def reference_closeness(encoder: DualEncoder, source: Pairs, target: Pairs) -> Tensor:
+    """How close each source caption, with its tile, is to the target domain: [M].
+
+    The mean over target pairs of [v; u] is [mean v; mean u], so the target's tiles and texts need no pairing.
+    """
+    v, u = encoder.heads["image"](source.images), encoder.heads["text"](source.texts)
+    centre_v = encoder.heads["image"](target.images).mean(dim=0)
+    centre_u = encoder.heads["text"](target.texts).mean(dim=0)
+    tile = torch.repeat_interleave(torch.arange(len(source)), source.starts.diff())
+    centre = torch.cat([centre_v, centre_u]) / math.sqrt(2)  # both halves of h are unit vectors over the root of two
+    parts = [
+        curriculum.closeness(curriculum.pair_embedding(v[tile[i : i + 8192]], u[i : i + 8192]), centre)
+        for i in range(0, len(u), 8192)
+    ]
+    return torch.cat(parts)
+
+
+def adapt(
+    encoder: DualEncoder, source: Pairs, target: Pairs, config: AdaptConfig, team: Team, on_step: Callable[[Event], None]
+) -> None:
+    """Carry the heads from source to target (UrbanCross, arXiv 2404.14241): curriculum, weights, adversary, triplet.
+
+    L = L_source + adversary_weight * (L_adv(v) + L_adv(u)) + segment_weight * L(Z, U), on the chosen source pairs.
+    """
+    close = reference_closeness(encoder, source, target).clone()  # by the pretrained encoder, before it moves
+    kinds = ["image", "text", *(["segment"] if source.present.any() else [])]
+    heads = nn.ModuleList([encoder.heads[kind] for kind in kinds])
+    generator = torch.Generator().manual_seed(config.seed)
+    torch.manual_seed(config.seed)
+    judges = nn.ModuleDict({kind: Discriminator(encoder.width) for kind in ("image", "text")}).to(encoder.device)
+    groups = [
+        {"params": [*heads.parameters(), encoder.scale], "lr": config.head_lr},
+        {"params": list(judges.parameters()), "lr": config.discriminator_lr},
+    ]
+    optimiser, schedule = _one_cycle(groups, config.weight_decay, config.steps)
+    size = min(config.target_batch, len(target)) // team.world * team.world
+    for step in range(1, config.steps + 1):
+        progress = (step - 1) / max(config.steps - 1, 1)
+        share = curriculum.pace(progress, config.pace, config.pace_start)
+        batch = candidates(source, close, config.ratio * size, share, config.pace, generator, team.world)
+        part = batch.part(team.rank, team.world)
+        v = team.gather(encoder.heads["image"](source.images[part.rows].to(encoder.device)))
+        u = team.gather(encoder.heads["text"](source.texts[part.captions].to(encoder.device)))
+        # The target's tiles and texts are drawn apart: no pairing is used.
+        tiles = torch.randperm(len(target), generator=generator)[:size].chunk(team.world)[team.rank]
+        texts = torch.randperm(len(target.texts), generator=generator)[:size].chunk(team.world)[team.rank]
+        target_v = team.gather(encoder.heads["image"](target.images[tiles].to(encoder.device)))
+        target_u = team.gather(encoder.heads["text"](target.texts[texts].to(encoder.device)))
+
+        weights = curriculum.source_weights(
+            close[batch.captions].to(encoder.device), config.weights, logits=judges["image"](v).detach(), generator=generator
+        )
+        positive = losses.positives(batch.rows, source.text_keys[batch.captions]).to(encoder.device)
+        margin = curriculum.margin(progress, config.margin_start, config.margin_end)
+        strength = curriculum.reversal_strength(progress, config.reversal_max)
+        terms = {
+            "source": losses.weighted_triplet(v, u, positive, margin, weights, config.negative)
+            if config.loss == "triplet"
+            else losses.contrastive(v, u, positive, encoder.inverse_temperature())
+        }
+        right = []
+        for kind, from_source, from_target in (("image", v, target_v), ("text", u, target_u)):
+            of_source = judges[kind](losses.reverse_gradient(from_source, strength))
+            of_target = judges[kind](losses.reverse_gradient(from_target, strength))
+            terms[f"adversary_{kind}"] = losses.adversarial(of_source, of_target, weights)
+            right += [(of_source > 0).float().mean(), (of_target <= 0).float().mean()]
+        loss = terms["source"] + config.adversary_weight * (terms["adversary_image"] + terms["adversary_text"])
+        if "segment" in kinds:
+            z = team.gather(pool(encoder, source, part))
+            has_segment = source.present[batch.rows].any(dim=1).to(encoder.device)
+            terms["segment_text"] = losses.segment_contrastive(z, has_segment, u, positive, encoder.inverse_temperature())
+            loss = loss + config.segment_weight * terms["segment_text"]
+        _descend(loss, optimiser, schedule, team)
+        on_step(
+            {
+                "stage": "adapt",
+                "step": step,
+                "steps": config.steps,
+                "loss": loss.item(),
+                "triplet" if config.loss == "triplet" else "tile_text": terms["source"].item(),
+                "adversary": (terms["adversary_image"] + terms["adversary_text"]).item() / 2,
+                "pace": len(batch.rows) / (config.ratio * size),
+                "effective_sample_size": curriculum.effective_sample_size(weights) / len(weights),
+                "discriminator_accuracy": torch.stack(right).mean().item(),
+                "margin": margin,
+                "reversal": strength,
+            }
+            | ({"segment_text": terms["segment_text"].item()} if "segment_text" in terms else {})
+        )
+    encoder.eval()
+
+
+def candidates(
+    source: Pairs, close: Tensor, count: int, share: float, kind: curriculum.Pace, generator: torch.Generator, world: int
+) -> Batch:
+    """The share of `count` random source pairs that the curriculum lets in, closest to the target first.
+
+    Their number is rounded to a multiple of the team's size, up where there are enough candidates.
+    """
+    rows = torch.randperm(len(source), generator=generator)[: min(count, len(source)) // world * world]
+    drawn = source.choose(rows, generator)
+    wanted = math.ceil(math.ceil(share * len(rows) - 1e-9) / world) * world
+    kept = curriculum.select(close[drawn.captions], wanted / len(rows), kind, generator)
+    return Batch(drawn.rows[kept], drawn.captions[kept])
+
+
+def _one_cycle(
+    groups: list[dict[str, Any]], weight_decay: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
+    optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
+    rates = [group["lr"] for group in groups]
+    warm_up = max(0.1, 2 / (steps + 1))  # at least two steps, as OneCycleLR divides by its phases' lengths
+    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps + 1, pct_start=min(warm_up, 0.5))
+
+
+def _descend(
+    loss: Tensor, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, team: Team
+) -> None:
+    if not torch.isfinite(loss):
+        raise TrainingError(f"the loss is {loss.item()}; lower --head-lr, or look at the inputs with urbancross report")
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    team.average([parameter for group in optimiser.param_groups for parameter in group["params"]])
+    optimiser.step()
+    schedule.step()
