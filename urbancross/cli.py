@@ -32,7 +32,7 @@ VERBS = {
     "embed": Verb(settings.EmbedConfig, "urbancross.distributed.embedding:run"),
     "search": Verb(settings.SearchConfig, "urbancross.search:run"),
     "evaluate": Verb(settings.EvaluateConfig, "urbancross.distributed.evaluation:run"),
-    "report": Verb(settings.ReportConfig, "urbancross.reporting:run"),
+    "report": Verb(settings.ReportConfig, "urbancross.report.gather:run"),
     "demo": Verb(settings.DemoConfig, "urbancross.demo:run"),
 }
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -32,7 +32,12 @@ class Config(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # flags only: no setting comes from an environment variable unseen
 
@@ -54,7 +59,7 @@ class StageConfig(ArchiveConfig):
 class IngestConfig(StageConfig):
     """Read a set of images or scenes into the archive's tables `tiles` and, where it has captions, `captions@given`.
 
-    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, or a folder of GeoTIFF scenes.
+    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, or a folder of GeoTIFFs.
     """
 
     source: str
@@ -332,7 +337,7 @@ def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> 
 
     A flag that does not fit ends the program with exit code 2 and one line per flag on stderr.
     """
-    kind.model_config = ConfigDict(**{**kind.model_config, "cli_prog_name": program})  # type: ignore[typeddict-item]
+    kind.model_config["cli_prog_name"] = program
     try:
         return CliApp.run(kind, cli_args=list(arguments))
     except ValidationError as error:

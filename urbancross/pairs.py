@@ -66,7 +66,7 @@ class Pairs:
         return Batch(rows, first + (share * (last - first)).long().clamp(max=last - first - 1))
 
     def epoch(self, size: int, generator: torch.Generator) -> Iterable[Batch]:
-        """Every tile once, in an order that the generator decides, in batches of `size` (the last, short one is left out)."""
+        """Every tile once, in an order the generator decides, in batches of `size`; a last, short one is left out."""
         order = torch.randperm(len(self), generator=generator)
         size = min(size, len(self))
         for start in range(0, len(self) - size + 1, size):
@@ -80,7 +80,10 @@ class Pairs:
         assert self.encoded is not None
         crop_px = min(crop_px, image_px)
         offsets = torch.randint(0, image_px - crop_px + 1, (len(rows), 2), generator=generator).tolist()
-        turn, flip = int(torch.randint(0, 4, (), generator=generator)), bool(torch.randint(0, 2, (), generator=generator))
+        turn, flip = (
+            int(torch.randint(0, 4, (), generator=generator)),
+            bool(torch.randint(0, 2, (), generator=generator)),
+        )
         crops = [
             square(decode(self.encoded[row]), image_px)[y : y + crop_px, x : x + crop_px]
             for row, (y, x) in zip(rows.tolist(), offsets, strict=True)
@@ -119,7 +122,11 @@ def gather_pairs(shards: Iterable[dict[str, pa.Table]], split: str, max_segments
         texts.append(_matrix(told["texts"], -1))
         keys += [text_key(text) for lines in captions for text in lines]
         counts += [len(lines) for lines in captions]
-        segments += [row[:max_segments] if row else [] for row in told["segments"].to_pylist()] if max_segments else [[]] * len(rows)
+        segments += (
+            [row[:max_segments] if row else [] for row in told["segments"].to_pylist()]
+            if max_segments
+            else [[]] * len(rows)
+        )
         if images:
             encoded += tables["tiles"].take(rows)["image"].to_pylist()
     if not features:
@@ -133,7 +140,13 @@ def gather_pairs(shards: Iterable[dict[str, pa.Table]], split: str, max_segments
             present[i, : len(found)] = True
     starts = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
     return Pairs(
-        image, torch.from_numpy(np.concatenate(texts)), starts, torch.tensor(keys), slots, present, encoded if images else None
+        image,
+        torch.from_numpy(np.concatenate(texts)),
+        starts,
+        torch.tensor(keys),
+        slots,
+        present,
+        encoded if images else None,
     )
 
 

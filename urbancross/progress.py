@@ -38,6 +38,11 @@ def meter(what: str, total: int, unit: str = "tiles") -> Iterator[Meter]:
         yield Meter(what, total, unit, None)
         return
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-                  console=Console(stderr=True)) as bar:
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    ) as bar:
         yield Meter(what, total, unit, bar)

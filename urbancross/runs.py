@@ -1,7 +1,7 @@
 """A run's folder and its balance: what was asked, what happened, and that every tile is accounted for."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ class Balance:
     done_before: int = 0
     skipped: int = 0
     failed: int = 0
-    unit: str = field(default="tiles", compare=False)
+    files: dict[str, Any] = field(default_factory=dict, compare=False)  # further JSON files of the run folder, by name
 
     def __add__(self, other: "Balance") -> "Balance":
         return Balance(
@@ -27,8 +27,11 @@ class Balance:
             self.done_before + other.done_before,
             self.skipped + other.skipped,
             self.failed + other.failed,
-            self.unit,
+            self.files | other.files,
         )
+
+    def with_files(self, **files: Any) -> "Balance":
+        return replace(self, files=self.files | files)
 
     @property
     def balances(self) -> bool:
@@ -50,13 +53,14 @@ def count_failures(failures: list[str | None]) -> dict[str, int]:
     return {"written": len(failures) - skipped - failed, "skipped": skipped, "failed": failed}
 
 
-def record(home: Path, verb: str, settings: dict[str, Any], balance: Balance, **more: Any) -> Path:
-    """Write `config.json` and `balance.json` of one run below `home/runs`; returns the run's folder."""
+def record(home: Path, verb: str, settings: dict[str, Any], balance: Balance) -> Path:
+    """Write `config.json`, `balance.json` and the run's other files below `home/runs`; returns the run's folder."""
     when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     run = home / "runs" / f"{when}-{verb}"
     storage.write_json(run / "config.json", {"verb": verb, **settings})
-    storage.write_json(run / "balance.json", asdict(balance))
-    for name, value in more.items():
+    counts = {name: value for name, value in asdict(balance).items() if name != "files"}
+    storage.write_json(run / "balance.json", counts)
+    for name, value in balance.files.items():
         storage.write_json(run / f"{name}.json", value)
     return run
 

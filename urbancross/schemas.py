@@ -120,7 +120,9 @@ def check(found: pa.Schema, wanted: pa.Schema, where: str) -> None:
         raise SchemaError(f"{where} does not fit its schema ({'; '.join(wrong)}); was it written by another program?")
 
 
-def each_tile(rows: Iterable[dict[str, Any]], result: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+def each_tile(
+    rows: Iterable[dict[str, Any]], result: Callable[[dict[str, Any]], dict[str, Any]]
+) -> list[dict[str, Any]]:
     """One output row per input row, in order: `result(row)`, or the reason why there is none.
 
     A row that failed upstream is skipped here. Whatever a single tile raises stays that tile's own failure.

@@ -48,17 +48,23 @@ def _captioned(file: Path, images: str | None, domain: str) -> list[Row]:
     beside = file.parent / "images"
     default = beside if file.suffix != ".jsonl" and beside.is_dir() else file.parent
     root = storage.folder(images, "--images") if images else default
-    rows = []
+    rows: list[Row] = []
     try:
         for entry in dialects[file.suffix](file):
-            rows.append({"source": str(root / entry["tile_id"]), "domain": domain, "window": None, "failure": None} | entry)
+            rows.append(
+                {"source": str(root / entry["tile_id"]), "domain": domain, "window": None, "failure": None} | entry
+            )
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+    except csv.Error as error:
+        raise ConfigError(f"{file}: not CSV ({error}); mend or replace it") from None
     if not rows:
         raise ConfigError(f"{file} has no entries; give a captioned set with at least one image")
     if not any(Path(row["source"]).is_file() for row in rows):
-        raise ConfigError(f"{file}: none of its {len(rows):,} images is there, the first would be {rows[0]['source']}; "
-                          "give the folder that image paths start from with --images")
+        raise ConfigError(
+            f"{file}: none of its {len(rows):,} images is there, the first would be {rows[0]['source']}; "
+            "give the folder that image paths start from with --images"
+        )
     return rows
 
 
@@ -79,9 +85,9 @@ def _jsonl(file: Path) -> Iterator[Row]:
                 "captions": _texts(entry.get("captions"), where),
                 "split": _split(entry.get("split"), where),
                 "bounds": _bounds(entry.get("bounds"), where),
-                "crs": entry.get("crs"),
+                "crs": _text(entry.get("crs"), "crs", where),
                 "gsd_m": _number(entry.get("gsd_m"), where),
-                "datetime": entry.get("datetime"),
+                "datetime": _text(entry.get("datetime"), "datetime", where),
             }
 
 
@@ -93,7 +99,9 @@ def _karpathy(file: Path) -> Iterator[Row]:
         where = f"{file} images[{number - 1}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
             raise ConfigError(f"{where}: has no filename; mend or remove it")
-        sentences = [sentence.get("raw") for sentence in entry.get("sentences", [])]
+        sentences = entry.get("sentences")
+        if isinstance(sentences, list):
+            sentences = [told.get("raw") if isinstance(told, dict) else told for told in sentences]
         yield {
             "tile_id": _inside(entry["filename"], where),
             "captions": _texts(sentences, where),
@@ -110,7 +118,11 @@ def _skyscript(file: Path) -> Iterator[Row]:
             where = f"{file} line {table.line_num}"
             titles = [entry["title"], entry.get("title_multi_objects")]
             texts = list(dict.fromkeys(title.strip() for title in titles if title and title.strip()))
-            yield {"tile_id": _inside(entry["filepath"] or "", where), "captions": texts, "split": _split(entry.get("split"), where)}
+            yield {
+                "tile_id": _inside(entry["filepath"] or "", where),
+                "captions": texts,
+                "split": _split(entry.get("split"), where),
+            }
 
 
 def _scenes(folder: Path, domain: str, tile_px: int, valid: float, test: float, seed: int) -> list[Row]:
@@ -169,7 +181,7 @@ def _texts(value: Any, where: str) -> list[str] | None:
 def _split(value: Any, where: str) -> str | None:
     if value is None or value == "":
         return None
-    if value not in SPLITS:
+    if not isinstance(value, str) or value not in SPLITS:
         raise ConfigError(f"{where}: split {value!r} is none of {', '.join(SPLITS)}; rename it")
     return SPLITS[value]
 
@@ -180,8 +192,16 @@ def _bounds(value: Any, where: str) -> list[float] | None:
     try:
         west, south, east, north = (float(part) for part in value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{where}: bounds must be [west, south, east, north] in degrees, got {value!r}") from None
+        west = south = east = north = float("nan")
+    if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+        raise ConfigError(f"{where}: bounds must be [west, south, east, north] in degrees, got {value!r}")
     return [west, south, east, north]
+
+
+def _text(value: Any, name: str, where: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{where}: {name} must be a string, got {value!r}")
+    return value
 
 
 def _number(value: Any, where: str) -> float | None:

@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,18 @@ def folder(place: str, what: str) -> Path:
     path = local(place)
     if not path.is_dir():
         raise ConfigError(f"{what} {place}: no such folder; check the path, or make it first")
+    return path
+
+
+def file(place: str, what: str) -> Path:
+    """An existing local file, or one line that says what is missing.
+
+    Raises:
+        ConfigError: the file is not there, or the place is not local.
+    """
+    path = local(place)
+    if not path.is_file():
+        raise ConfigError(f"{what} {place}: no such file; check the path")
     return path
 
 
@@ -57,17 +70,34 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns, partitioning=None)
     except pa.ArrowInvalid as error:
-        raise SchemaError(f"{path} is not a shard ({error}); remove it and run the job again") from error
+        raise _not_a_shard(path, error) from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
 
 
 def read_schema(path: Path) -> pa.Schema:
     """The schema of a shard, its metadata included."""
+    return _metadata(path).schema.to_arrow_schema()
+
+
+def row_counts(table: Path, names: Sequence[str]) -> list[int]:
+    """Rows of each shard, from the files' footers alone."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda name: _metadata(table / name).num_rows, names))
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
     try:
-        return pq.read_schema(path)
+        return pq.read_metadata(path)
     except pa.ArrowInvalid as error:
-        raise SchemaError(f"{path} is not a shard ({error}); remove it and run the job again") from error
+        raise _not_a_shard(path, error) from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def _not_a_shard(path: Path, error: pa.ArrowInvalid) -> SchemaError:
+    first = str(error).splitlines()[0]
+    return SchemaError(f"{path} is not a shard as wanted ({first}); remove it and run the job again")
 
 
 def made_by(schema: pa.Schema) -> dict[str, Any]:
@@ -93,7 +123,7 @@ def publish(path: Path, data: bytes | memoryview) -> bool:
     Returns:
         False when somebody else published that name first; their file stays as it is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -114,7 +144,7 @@ def publish(path: Path, data: bytes | memoryview) -> bool:
 
 def replace(path: Path, data: bytes) -> None:
     """Write a small file that may be written again (a report, metrics), still in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
     try:
         temporary.write_bytes(data)
@@ -132,7 +162,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
     Raises:
         ConfigError: `path` exists already.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
     temporary.mkdir()
     try:
@@ -157,12 +187,14 @@ def read_json(path: Path, what: str) -> Any:
     """A JSON file, or one line that says what is wrong with it.
 
     Raises:
-        ConfigError: the file is absent or is not JSON.
+        ConfigError: the file is absent, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{what} {path}: no such file; check the path") from None
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}; give a JSON file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{what} {path} is not JSON ({error}); mend or replace it") from None
 
@@ -180,6 +212,13 @@ def digest(*files: Path) -> str:
 def digest_text(text: str) -> str:
     """First 16 hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 
 def _fsync_folder(path: Path) -> None:

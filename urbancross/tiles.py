@@ -55,7 +55,9 @@ def cells(scene: Path, tile_px: int) -> Iterator[Cell]:
                 x, y = col * tile_px, row * tile_px
                 window = (x, y, x + tile_px, y + tile_px)
                 bounds = _bounds(raster, window)
-                yield Cell(f"{scene.stem}/{row:05d}-{col:05d}", window, bounds, str(raster.crs), _gsd(raster, bounds), when)
+                yield Cell(
+                    f"{scene.stem}/{row:05d}-{col:05d}", window, bounds, str(raster.crs), _gsd(raster, bounds), when
+                )
 
 
 def _bounds(raster: rasterio.DatasetReader, window: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
@@ -114,8 +116,8 @@ def read_image(path: Path) -> bytes:
         raise TileError("empty file")
     with _opened(data) as image:
         kind, mode, depth = image.format, image.mode, getattr(image, "is_animated", False)
-        pixels = image.convert("RGB")
-    return data if kind in ENCODINGS and mode == "RGB" and not depth else encode(np.asarray(pixels))
+        pixels = _rgb(image)
+    return data if kind in ENCODINGS and mode == "RGB" and not depth else encode(pixels)
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -125,7 +127,13 @@ def decode(data: bytes) -> np.ndarray:
         TileError: the bytes are no whole image.
     """
     with _opened(data) as image:
-        return np.asarray(image.convert("RGB"))
+        return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would turn all above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 def _opened(data: bytes) -> Image.Image:

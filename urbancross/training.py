@@ -65,7 +65,11 @@ def pretrain(
             _descend(loss, optimiser, schedule, team)
             told = {name: term.item() for name, term in terms.items()}
             rate = {"lr": schedule.get_last_lr()[0], "scale": encoder.inverse_temperature().item()}
-            on_step({"stage": stage, "step": step, "steps": steps, "epoch": step * epochs / steps, "loss": loss.item()} | told | rate)
+            on_step(
+                {"stage": stage, "step": step, "steps": steps, "epoch": step * epochs / steps, "loss": loss.item()}
+                | told
+                | rate
+            )
 
     def features(part: Batch) -> Tensor:
         return pairs.images[part.rows].to(encoder.device)
@@ -73,14 +77,22 @@ def pretrain(
     groups = [{"params": head_parameters, "lr": config.head_lr}]
     learn("heads", config.head_epochs, config.head_batch, groups, features)
     if config.train == "image":
-        tower = encoder.towers.visual
+        tower: nn.Module = encoder.towers.get_submodule("visual")
         groups.append({"params": [p for p in tower.parameters() if p.requires_grad], "lr": config.tower_lr})
 
         def look(part: Batch) -> Tensor:
             return encoder.image_features(pairs.pixels(part.rows, encoder.image_px, config.crop_px, crops))
 
-        learn("image", config.epochs, config.image_batch, groups, look)  # the tower stays in eval mode: BatchNorm frozen
+        learn(
+            "image", config.epochs, config.image_batch, groups, look
+        )  # the tower stays in eval mode: BatchNorm frozen
     encoder.eval()
+
+
+def pretrain_steps(pairs: int, config: PretrainConfig) -> int:
+    """How many steps `pretrain` takes for that many pairs."""
+    steps = config.head_epochs * max(pairs // config.head_batch, 1)
+    return steps + (config.epochs * max(pairs // config.image_batch, 1) if config.train == "image" else 0)
 
 
 def contrastive_terms(
@@ -129,7 +141,12 @@ def reference_closeness(encoder: DualEncoder, source: Pairs, target: Pairs) -> T
 
 
 def adapt(
-    encoder: DualEncoder, source: Pairs, target: Pairs, config: AdaptConfig, team: Team, on_step: Callable[[Event], None]
+    encoder: DualEncoder,
+    source: Pairs,
+    target: Pairs,
+    config: AdaptConfig,
+    team: Team,
+    on_step: Callable[[Event], None],
 ) -> None:
     """Carry the heads from source to target (UrbanCross, arXiv 2404.14241): curriculum, weights, adversary, triplet.
 
@@ -161,7 +178,10 @@ def adapt(
         target_u = team.gather(encoder.heads["text"](target.texts[texts].to(encoder.device)))
 
         weights = curriculum.source_weights(
-            close[batch.captions].to(encoder.device), config.weights, logits=judges["image"](v).detach(), generator=generator
+            close[batch.captions].to(encoder.device),
+            config.weights,
+            logits=judges["image"](v).detach(),
+            generator=generator,
         )
         positive = losses.positives(batch.rows, source.text_keys[batch.captions]).to(encoder.device)
         margin = curriculum.margin(progress, config.margin_start, config.margin_end)
@@ -181,7 +201,9 @@ def adapt(
         if "segment" in kinds:
             z = team.gather(pool(encoder, source, part))
             has_segment = source.present[batch.rows].any(dim=1).to(encoder.device)
-            terms["segment_text"] = losses.segment_contrastive(z, has_segment, u, positive, encoder.inverse_temperature())
+            terms["segment_text"] = losses.segment_contrastive(
+                z, has_segment, u, positive, encoder.inverse_temperature()
+            )
             loss = loss + config.segment_weight * terms["segment_text"]
         _descend(loss, optimiser, schedule, team)
         on_step(
@@ -204,7 +226,13 @@ def adapt(
 
 
 def candidates(
-    source: Pairs, close: Tensor, count: int, share: float, kind: curriculum.Pace, generator: torch.Generator, world: int
+    source: Pairs,
+    close: Tensor,
+    count: int,
+    share: float,
+    kind: curriculum.Pace,
+    generator: torch.Generator,
+    world: int,
 ) -> Batch:
     """The share of `count` random source pairs that the curriculum lets in, closest to the target first.
 
@@ -223,7 +251,9 @@ def _one_cycle(
     optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
     rates = [group["lr"] for group in groups]
     warm_up = max(0.1, 2 / (steps + 1))  # at least two steps, as OneCycleLR divides by its phases' lengths
-    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps + 1, pct_start=min(warm_up, 0.5))
+    return optimiser, torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rates, total_steps=steps + 1, pct_start=min(warm_up, 0.5)
+    )
 
 
 def _descend(

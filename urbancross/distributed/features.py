@@ -1,5 +1,6 @@
 """What frozen towers say of tiles, captions and segments: computed once, kept as a table, learned from many times."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 
 from urbancross import schemas
 from urbancross.config import TrainingConfig
-from urbancross.distributed.tables import Stage, run_stage, table_of
+from urbancross.distributed.tables import Stage, run_stage
 from urbancross.errors import TileSkipped
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import square
 from urbancross.segments import crop
+from urbancross.tables import table_of
 from urbancross.tiles import decode
 
 
@@ -23,7 +25,8 @@ class FeatureExtractor:
     def __init__(self, model: str, captions: str, segments: str | None, max_segments: int, device: str) -> None:
         self.encoder = checkpoints.load(checkpoints.resolve(model), device)
         self.captions, self.segments, self.max_segments = captions, segments, max_segments
-        self.fill = tuple(round(255 * mean) for mean in self.encoder.mean)
+        red, green, blue = (round(255 * mean) for mean in self.encoder.mean)
+        self.fill = (red, green, blue)
         self.schema = schemas.features(self.encoder.image_width, self.encoder.text_width)
 
     def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
@@ -33,7 +36,9 @@ class FeatureExtractor:
             row["captions"] = told["captions"]
         if self.segments is not None:
             for row, told in zip(rows, tables[self.segments].to_pylist(), strict=True):
-                row["segments"] = sorted(told["segments"] or [], key=lambda segment: segment["rank"])[: self.max_segments]
+                row["segments"] = sorted(told["segments"] or [], key=lambda segment: segment["rank"])[
+                    : self.max_segments
+                ]
         out = schemas.each_tile(rows, self.prepare)
         self.fill_in(out)
         return pa.Table.from_pylist(out, schema=self.schema)
@@ -52,43 +57,59 @@ class FeatureExtractor:
         done = [row for row in rows if row["failure"] is None]
         pictures = [picture for row in done for picture in (row["image"], *row["segments"])]
         seen = self._see(pictures)
-        read = self.encoder.distinct_text_features([text for row in done for text in row["texts"]]).float().cpu().numpy()
+        read = (
+            self.encoder.distinct_text_features([text for row in done for text in row["texts"]]).float().cpu().numpy()
+        )
         for row in done:
-            (row["image"], *row["segments"]), seen = list(seen[: 1 + len(row["segments"])]), seen[1 + len(row["segments"]) :]
+            (row["image"], *row["segments"]), seen = (
+                list(seen[: 1 + len(row["segments"])]),
+                seen[1 + len(row["segments"]) :],
+            )
             row["texts"], read = list(read[: len(row["texts"])]), read[len(row["texts"]) :]
 
     def _see(self, pictures: list[np.ndarray], batch: int = 64) -> np.ndarray:
         parts = [np.stack(pictures[i : i + batch]) for i in range(0, len(pictures), batch)]
-        seen = [self.encoder.image_features(torch.from_numpy(part).permute(0, 3, 1, 2)).float().cpu().numpy() for part in parts]
+        seen = [
+            self.encoder.image_features(torch.from_numpy(part).permute(0, 3, 1, 2)).float().cpu().numpy()
+            for part in parts
+        ]
         return np.concatenate(seen) if seen else np.empty((0, self.encoder.image_width), np.float32)
+
+
+@dataclass(frozen=True)
+class FeatureTables:
+    """Names of the tables that pairs are read from, and K, the segment slots per tile."""
+
+    captions: str
+    features: str
+    max_segments: int
 
 
 def make_features(
     archive: Path, model: checkpoints.Model, config: TrainingConfig, captions: str | None, segments: str | None
-) -> tuple[str, str]:
-    """Publish what is missing of a features table; returns the names of the captions and the features tables."""
+) -> FeatureTables:
+    """Publish what is missing of an archive's features for a model's towers.
+
+    Args:
+        captions, segments: variants; None takes the only one there is, and `none` leaves segments out.
+    """
     captions_table = table_of(archive, "captions", captions, "captions")
-    none = segments == "none" or (segments is None and not list(archive.glob("segments@*")))
-    segments_table = None if none else table_of(archive, "segments", segments, "segments")
-    parts = [captions_table] + ([] if segments_table is None else [segments_table, str(config.max_segments)])
-    name = f"features@{model.towers}-" + "-".join(part.partition("@")[2] or part for part in parts)
-    wide = checkpoints.load(model)
-    stage = Stage(
-        name,
-        {"tiles": ["image", "split"], captions_table: ["captions"]} | ({segments_table: ["segments"]} if segments_table else {}),
-        schemas.features(wide.image_width, wide.text_width),
-        FeatureExtractor,
-        {
-            "model": str(model.folder or model.name),
-            "captions": captions_table,
-            "segments": segments_table,
-            "max_segments": config.max_segments,
-            "device": config.device,
-        },
-        {"towers": model.towers, "max_segments": config.max_segments if segments_table else 0},
-        config.batch_tiles,
-    )
-    run_stage(
-        archive, stage, workers=config.workers, cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker
-    )
-    return captions_table, name
+    sources: dict[str, list[str] | None] = {"tiles": ["image", "split"], captions_table: ["captions"]}
+    name = f"features@{model.towers}-{captions_table.partition('@')[2]}"
+    segments_table, slots = None, 0
+    if segments != "none" and (segments is not None or list(archive.glob("segments@*"))):
+        segments_table, slots = table_of(archive, "segments", segments, "segments"), config.max_segments
+        sources[segments_table] = ["segments"]
+        name += f"-{segments_table.partition('@')[2]}-{slots}"
+    arguments = {
+        "model": str(model.folder or model.name),
+        "captions": captions_table,
+        "segments": segments_table,
+        "max_segments": slots,
+        "device": config.device,
+    }
+    schema = schemas.features(*checkpoints.feature_widths(model))
+    settings = {"towers": model.towers, "max_segments": slots}
+    stage = Stage(name, sources, schema, FeatureExtractor, arguments, settings, config.batch_tiles)
+    run_stage(archive, stage, config)
+    return FeatureTables(captions_table, name, slots)

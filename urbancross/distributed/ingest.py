@@ -51,14 +51,13 @@ def run(config: IngestConfig) -> Balance:
     settings = config.model_dump(include={"source", "images", "domain", "tile_px", "valid_share", "test_share", "seed"})
     settings["source"] = str(storage.local(config.source))
     publish_plan(archive, rows, settings, config.shard_tiles)
-    resources = {"workers": config.workers, "cpus_per_worker": config.cpus_per_worker}
     stage = Stage("tiles", {"plan": None}, geoparquet(schemas.TILES), TileReader, {}, {"domain": config.domain})
-    balance = run_stage(archive, stage, **resources)
+    balance = run_stage(archive, stage, config)
     if any(row["captions"] for row in rows):
         captions = Stage(
             "captions@given", {"plan": ["captions"]}, schemas.CAPTIONS, GivenCaptions, {}, {"engine": "given"}, 2048
         )
-        run_stage(archive, captions, **resources)
+        run_stage(archive, captions, config)
     return balance
 
 

@@ -1,9 +1,16 @@
-"""The Ray session that a verb works in: the cluster it was submitted to, or one of its own on this machine."""
+"""The Ray session that a verb works in, and how work on its actors shows itself here."""
 
 import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import ray
+import ray.data
+
+from urbancross.progress import Meter, meter
 
 OBJECT_STORE_BYTES = 512 << 20
 
@@ -12,11 +19,9 @@ def connect() -> None:
     """Join the cluster of `RAY_ADDRESS` (set inside `ray job submit`), or start a local one; once per process."""
     if ray.is_initialized():
         return
-    quiet = {"configure_logging": True, "logging_level": logging.ERROR, "log_to_driver": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side warns on stderr of what is routine here
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     else:
         # Two logical CPUs more than cores: Ray's own short tasks must find one while actors hold the rest.
         ray.init(
@@ -24,10 +29,48 @@ def connect() -> None:
             num_cpus=(os.cpu_count() or 1) + 2,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
-            **quiet,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
         )
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # progress is told in tiles, by `urbancross.progress`
+    context.enable_progress_bars = False  # progress is told in tiles, by `counted`
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+class Tally:
+    """Counts units as actors get through them; only progress bars read it."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+
+    def read(self) -> int:
+        return self.done
+
+
+@contextmanager
+def counted(what: str, total: int, unit: str = "tiles") -> Iterator[Any]:
+    """Show progress while the block runs; yields the actor whose `add.remote(count)` moves it."""
+    tally = ray.remote(num_cpus=0)(Tally).remote()
+    ended = threading.Event()
+    with meter(what, total, unit) as shown:
+        thread = threading.Thread(target=_follow, args=(tally, shown, ended), daemon=True)
+        thread.start()
+        try:
+            yield tally
+        finally:
+            ended.set()
+            thread.join(timeout=5)
+
+
+def _follow(tally: Any, shown: Meter, ended: threading.Event) -> None:
+    last = False
+    while not last:
+        last = ended.wait(0.5)
+        done = min(ray.get(tally.read.remote()), shown.total)  # work that was done twice counts once
+        if done > shown.done:
+            shown.add(done - shown.done)

@@ -5,33 +5,38 @@ each finished shard in one step under the name of its source shard. A shard that
 finishes what a killed one left; the driver holds names and counts, never rows.
 """
 
-import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy
 
 from urbancross import schemas, storage
-from urbancross.distributed.session import connect
+from urbancross.distributed.session import connect, counted
 from urbancross.errors import ConfigError, SchemaError
-from urbancross.progress import meter
 from urbancross.runs import Balance, count_failures
+from urbancross.tables import Columns, fingerprint_of, read_aligned
 
 SHARD_NAME = "part-{:05d}.parquet"
 
 
-class Transform(Protocol):
-    def __call__(self, sources: dict[str, pa.Table]) -> pa.Table:
-        """One output row per row of the sources, in order; tables are aligned by position."""
-        ...
+# Aligned batches of the source tables, by name, to one output row per source row, in order.
+Transform = Callable[[dict[str, pa.Table]], pa.Table]
+
+
+class Resources(Protocol):
+    """What a stage asks of Ray; every settings model of a Ray Data verb has it."""
+
+    @property
+    def workers(self) -> int: ...
+    @property
+    def cpus_per_worker(self) -> float: ...
+    @property
+    def gpus_per_worker(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -44,29 +49,17 @@ class Stage:
         schema: of the output.
         transform: builds the transform inside an actor, once, from `arguments`; `arguments` holds names and paths.
         settings: what changes the result, kept in every shard's metadata.
+        notes: what does not, kept there too.
     """
 
     output: str
-    sources: dict[str, list[str] | None]
+    sources: Columns
     schema: pa.Schema
     transform: Callable[..., Transform]
     arguments: dict[str, Any]
     settings: dict[str, Any]
     batch_tiles: int = 64
-
-
-@ray.remote(num_cpus=0)
-class Tally:
-    """Counts tiles as actors get through them; only progress bars read it."""
-
-    def __init__(self) -> None:
-        self.tiles = 0
-
-    def add(self, tiles: int) -> None:
-        self.tiles += tiles
-
-    def read(self) -> int:
-        return self.tiles
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class ShardWorker:
@@ -95,65 +88,10 @@ class ShardWorker:
         out = out.select(self.schema.names).replace_schema_metadata(self.schema.metadata)
         if storage.publish_shard(self.archive / self.stage.output / name, out):
             return count_failures(out["failure"].to_pylist())
-        return {"written": 0, "skipped": 0, "failed": 0, }  # somebody else was first: theirs counts as done before
+        return {"written": 0, "skipped": 0, "failed": 0}  # somebody else was first: theirs counts as done before
 
 
-def read_aligned(archive: Path, sources: dict[str, list[str] | None], name: str) -> dict[str, pa.Table]:
-    """Shard `name` of several tables, which must hold the same tiles in the same order.
-
-    Raises:
-        SchemaError: they do not.
-    """
-    tables = {
-        table: storage.read_shard(archive / table / name, None if columns is None else ["tile_id", "failure", *columns])
-        for table, columns in sources.items()
-    }
-    first, *others = tables
-    for other in others:
-        if not tables[other]["tile_id"].equals(tables[first]["tile_id"]):
-            raise SchemaError(f"{archive / other / name} does not hold the tiles of {first}/{name}; make it again")
-    return tables
-
-
-def table_of(archive: Path, kind: str, variant: str | None, flag: str) -> str:
-    """The name of the one table of a kind, such as `captions@given`.
-
-    Raises:
-        ConfigError: none, or several and the flag does not say which.
-    """
-    found = sorted(path.name for path in archive.glob(f"{kind}@*") if storage.shards(path))
-    if variant is not None:
-        if f"{kind}@{variant}" in found:
-            return f"{kind}@{variant}"
-        raise ConfigError(f"--{flag} {variant}: {archive} has no {kind}@{variant}; it has {', '.join(found) or 'none'}")
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise ConfigError(f"{archive} has no {kind} table; make one first (see urbancross --help)")
-    raise ConfigError(f"{archive} has several: {', '.join(found)}; say which with --{flag} {found[0].partition('@')[2]}")
-
-
-def fingerprint_of(archive: Path, table: str) -> dict[str, Any]:
-    """What made a table, from its first shard.
-
-    Raises:
-        ConfigError: there is no such table.
-    """
-    names = storage.shards(archive / table)
-    if not names:
-        verb = {"tiles": "ingest", "plan": "ingest", "geotags": "geotag"}.get(table, table.partition("@")[0])
-        raise ConfigError(f"{archive} has no table {table}; make it with: urbancross {verb} --archive {archive} ...")
-    return storage.made_by(storage.read_schema(archive / table / names[0]))
-
-
-def run_stage(
-    archive: Path,
-    stage: Stage,
-    *,
-    workers: int,
-    cpus_per_worker: float = 1,
-    gpus_per_worker: float = 0,
-) -> Balance:
+def run_stage(archive: Path, stage: Stage, resources: Resources) -> Balance:
     """Make what is missing of a stage's output and count what happened to every tile.
 
     Raises:
@@ -164,6 +102,7 @@ def run_stage(
         "table": stage.output,
         "settings": stage.settings,
         "sources": {source: _digest(fingerprint_of(archive, source)) for source in stage.sources},
+        "notes": stage.notes,
     }
     first = next(iter(stage.sources))
     names = storage.shards(archive / first)
@@ -172,7 +111,7 @@ def run_stage(
     done = set(storage.shards(archive / stage.output))
     for name in sorted(done):
         refuse_other_maker(archive / stage.output / name, maker)
-    rows = dict(zip(names, _row_counts([archive / first / name for name in names]), strict=True))
+    rows = dict(zip(names, storage.row_counts(archive / first, names), strict=True))
     todo = [name for name in names if name not in done]
     before = sum(count for name, count in rows.items() if name in done)
     total = Balance(read=sum(rows.values()), done_before=before)
@@ -181,18 +120,19 @@ def run_stage(
 
     connect()
     schema = storage.with_made_by(stage.schema, maker)
-    tally = Tally.remote()
-    result = ray.data.from_items([{"shard": name} for name in todo]).repartition(len(todo)).map_batches(
-        ShardWorker,
-        fn_constructor_args=(archive, stage, schema, tally),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=min(workers, len(todo))),
-        num_cpus=cpus_per_worker,
-        num_gpus=gpus_per_worker,
-    )
-    with meter(f"{stage.output} of {archive.name}", sum(rows[name] for name in todo)) as shown, _follow(tally, shown):
+    with counted(f"{stage.output} of {archive.name}", sum(rows[name] for name in todo)) as tally:
+        names_of_shards = ray.data.from_items([{"shard": name} for name in todo]).repartition(len(todo))
+        result = names_of_shards.map_batches(
+            ShardWorker,
+            fn_constructor_args=(archive, stage, schema, tally),
+            batch_size=1,
+            compute=ActorPoolStrategy(size=min(resources.workers, len(todo))),
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_worker,
+        )
         counts = list(result.iter_rows())
-    made = Balance(**{key: sum(int(count[key]) for count in counts) for key in ("written", "skipped", "failed")})
+    written, skipped, failed = (sum(int(count[key]) for count in counts) for key in ("written", "skipped", "failed"))
+    made = Balance(written=written, skipped=skipped, failed=failed)
     lost = sum(rows[name] for name in todo) - made.written - made.skipped - made.failed
     return total + made + Balance(done_before=lost)  # shards that another run published meanwhile
 
@@ -213,14 +153,19 @@ def publish_plan(archive: Path, rows: list[dict[str, Any]], settings: dict[str, 
             raise ConfigError(f"{table}: another ingest is planning into this archive; wait for it, then run again")
 
 
-def check_source(archive: Path, source: str, columns: list[str] | None, names: Sequence[str]) -> None:
+def check_source(archive: Path, source: str, columns: Sequence[str] | None, names: Sequence[str]) -> None:
     """One line if a source lacks a shard or a column."""
     have = storage.shards(archive / source)
     lacking = sorted(set(names) - set(have))
     if lacking:
         raise ConfigError(f"{archive / source} lacks {lacking[0]}; run the job that makes it again")
-    wanted = {"tiles": schemas.TILES, "plan": schemas.PLAN, "geotags": schemas.GEOTAGS, "captions": schemas.CAPTIONS,
-              "segments": schemas.SEGMENTS}.get(source.partition("@")[0])
+    wanted = {
+        "tiles": schemas.TILES,
+        "plan": schemas.PLAN,
+        "geotags": schemas.GEOTAGS,
+        "captions": schemas.CAPTIONS,
+        "segments": schemas.SEGMENTS,
+    }.get(source.partition("@")[0])
     if wanted is not None and have:
         fields = [wanted.field(column) for column in ("tile_id", "failure", *(columns or wanted.names))]
         schemas.check(storage.read_schema(archive / source / have[0]), pa.schema(fields), f"{archive / source}")
@@ -228,8 +173,7 @@ def check_source(archive: Path, source: str, columns: list[str] | None, names: S
 
 def refuse_other_maker(shard: Path, maker: dict[str, Any]) -> None:
     """Stop before a table becomes a mixture of two settings."""
-    found = _flat(storage.made_by(storage.read_schema(shard)))
-    wanted = _flat(maker)
+    found, wanted = _flat(storage.made_by(storage.read_schema(shard))), _flat(maker)
     changed = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
     if changed:
         key = changed[0]
@@ -242,6 +186,8 @@ def refuse_other_maker(shard: Path, maker: dict[str, Any]) -> None:
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
     out: dict[str, str] = {}
     for key, inner in value.items():
+        if key == "notes":
+            continue
         name = f"{prefix}{key}".removeprefix("settings.")
         if isinstance(inner, dict):
             out |= _flat(inner, f"{name}.")
@@ -252,34 +198,3 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _digest(maker: dict[str, Any]) -> str:
     return storage.digest_text(sorted(_flat(maker).items()).__repr__())
-
-
-def _row_counts(paths: Sequence[Path]) -> list[int]:
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda path: pq.read_metadata(path).num_rows, paths))
-
-
-class _follow:
-    """Move a meter along with a tally while the block runs."""
-
-    def __init__(self, tally: Any, shown: Any) -> None:
-        self.tally, self.shown, self.ended = tally, shown, threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-
-    def watch(self) -> None:
-        while not self.ended.wait(0.5):
-            self.update()
-
-    def update(self) -> None:
-        tiles = ray.get(self.tally.read.remote())
-        if tiles > self.shown.done:
-            self.shown.add(min(tiles, self.shown.total) - self.shown.done)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join(timeout=5)
-        self.update()
-        time.sleep(0)

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from urbancross import runs, storage
 from urbancross.config import TrainingConfig
-from urbancross.distributed.session import connect
-from urbancross.distributed.tables import Tally, _follow, read_aligned
+from urbancross.distributed.features import FeatureTables
+from urbancross.distributed.session import connect, counted
 from urbancross.errors import ConfigError, TrainingError, UrbanCrossError
 from urbancross.models import checkpoints
+from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs, gather_pairs
-from urbancross.progress import meter
+from urbancross.runs import Balance, count_failures
+from urbancross.tables import read_aligned
 from urbancross.training import Event, Team
 
 
@@ -58,41 +61,60 @@ def team_of_this_worker() -> Team:
     return Team(dist.get_rank(), dist.get_world_size(), _Gather.apply, _average)
 
 
-def load_pairs(archive: str, captions: str, features: str, split: str, max_segments: int, images: bool) -> Pairs:
+def load_pairs(archive: Path, tables: FeatureTables, split: str, images: bool = False) -> Pairs:
     """The pairs of a split, from the shards of an archive."""
-    home = Path(archive)
-    sources: dict[str, list[str] | None] = {
+    sources = {
         "tiles": ["split", "image"] if images else ["split"],
-        captions: ["captions"],
-        features: ["image", "texts", "segments"],
+        tables.captions: ["captions"],
+        tables.features: ["image", "texts", "segments"],
     }
-    short = {"tiles": "tiles", captions: "captions", features: "features"}
-    shards = ({short[table]: rows for table, rows in read_aligned(home, sources, name).items()}
-              for name in storage.shards(home / features))
-    return gather_pairs(shards, split, max_segments, images)
+    aligned = (read_aligned(archive, sources, name) for name in storage.shards(archive / tables.features))
+    shards = (dict(zip(("tiles", "captions", "features"), found.values(), strict=True)) for found in aligned)
+    return gather_pairs(shards, split, tables.max_segments, images)
+
+
+def count_pairs(archive: Path, tables: FeatureTables, split: str) -> Balance:
+    """Tiles of the split that have pairs count as written, those of other splits or without caption as skipped.
+
+    Raises:
+        ConfigError: there is no pair at all.
+    """
+    balance = Balance()
+    for name in storage.shards(archive / tables.features):
+        splits = storage.read_shard(archive / "tiles" / name, ["split"])["split"].to_pylist()
+        failures = storage.read_shard(archive / "tiles" / name, ["failure"])["failure"].to_pylist()
+        missing = storage.read_shard(archive / tables.features / name, ["failure"])["failure"].to_pylist()
+        used = sum(1 for found, lacks in zip(splits, missing, strict=True) if found == split and lacks is None)
+        failed = count_failures(failures)["failed"]
+        balance += Balance(read=len(splits), written=used, skipped=len(splits) - used - failed, failed=failed)
+    if not balance.written:
+        raise ConfigError(f"{archive} has no tile of split {split} with a caption; choose another with --split")
+    return balance
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a team learned: the encoder, the base model's name, and the towers' digest if they did not move."""
+
+    encoder: DualEncoder
+    base: str
+    towers: str | None
+    settings: dict[str, Any]
 
 
 def train(
-    work: Callable[[dict[str, Any], Team, Callable[[Event], None]], Any],
-    arguments: dict[str, Any],
-    config: TrainingConfig,
-    out: str,
-    what: str,
+    work: Callable[[Team, Callable[[Event], None]], Trained], config: TrainingConfig, out: str, what: str, steps: int
 ) -> None:
     """Run `work` on a team of workers; what process 0 returns is saved as the checkpoint `out`, with its events.
 
     Args:
-        work: (arguments, team, on_step) -> (encoder, base, towers, settings), run by every process.
+        work: run by every process, with its team and a function that takes each step's event.
 
     Raises:
-        ConfigError: `out` exists.
         TrainingError: training stopped; the message says why.
     """
     folder = storage.local(out)
-    if folder.exists():
-        raise ConfigError(f"--out {out} exists already; remove it, or give another name")
     connect()
-    tally = Tally.remote()
 
     def loop(told: dict[str, Any]) -> None:
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -102,19 +124,19 @@ def train(
         def on_step(event: Event) -> None:
             events.append(event)
             if team.rank == 0:
-                tally.add.remote(1)
+                told["tally"].add.remote(1)
 
-        encoder, base, towers, settings = work(told, team, on_step)
+        trained = work(team, on_step)
         if team.rank == 0:
             with storage.publish_folder(folder) as temporary:
-                checkpoints.save(encoder, temporary, base, towers, settings)
+                checkpoints.save(trained.encoder, temporary, trained.base, trained.towers, trained.settings)
                 (temporary / checkpoints.EVENTS).write_bytes(runs.event_lines(events))
         ray.train.report({"steps": len(events)})
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, counted(what, steps, "steps") as tally:
         trainer = TorchTrainer(
             loop,
-            train_loop_config=arguments,
+            train_loop_config={"tally": tally},
             torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=config.workers,
@@ -124,11 +146,31 @@ def train(
             ),
             run_config=RunConfig(name=what, storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
         )
-        with meter(what, int(arguments["steps"]), "steps") as shown, _follow(tally, shown):
-            try:
-                trainer.fit()
-            except Exception as error:  # Ray wraps what a worker raised; its own word is what the user needs
-                raise _cause(error) from error
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray wraps what a worker raised; its own word is what the user needs
+            raise _cause(error) from error
+
+
+NOT_RESULT = {"workers", "cpus_per_worker", "gpus_per_worker", "device", "batch_tiles"}
+
+
+def is_finished(out: str, config: TrainingConfig) -> bool:
+    """Whether the checkpoint `out` is there already, made with the same settings.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    folder = storage.local(out)
+    if not folder.exists():
+        return False
+    found = storage.read_json(folder / checkpoints.DESCRIPTION, f"--out {out} exists, but its")["settings"]
+    for key, value in config.model_dump(exclude=NOT_RESULT).items():
+        if found.get(key) != value:
+            raise ConfigError(
+                f"--out {out} was made with {key}={found.get(key)}, now {key}={value}; give another --out, or remove it"
+            )
+    return True
 
 
 def _cause(error: BaseException) -> Exception:

@@ -50,12 +50,14 @@ def resolve(name: str, width: int | None = None) -> Model:
         folder = folder.absolute()
         missing = [file for file in (DESCRIPTION, WEIGHTS) if not (folder / file).is_file()]
         if missing:
-            raise CheckpointError(f"{name} is no checkpoint: {', '.join(missing)} missing; give a folder that "
-                                  "`urbancross pretrain --out` wrote, or a model name such as starter")
+            raise CheckpointError(
+                f"{name} is no checkpoint: {', '.join(missing)} missing; give a folder that "
+                "`urbancross pretrain --out` wrote, or a model name such as starter"
+            )
         told = storage.read_json(folder / DESCRIPTION, "checkpoint")
         try:
             return Model(name, told["base"], told["width"], folder, told["fingerprint"], told["towers"])
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / DESCRIPTION} lacks {error}; was it written by another program?") from None
     if name == "starter":
         image, text = starter.weight_files()
@@ -66,7 +68,21 @@ def resolve(name: str, width: int | None = None) -> Model:
         return Model(name, name, None, None, f"open_clip:{name}", f"open_clip:{name}")
     known = ["starter", *("/".join(pair) for pair in open_clip.list_pretrained())]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["starter", "ViT-B-32/openai"]
-    raise ConfigError(f"--checkpoint or --model {name}: neither a checkpoint folder nor a model; try {', '.join(close)}")
+    raise ConfigError(
+        f"--checkpoint or --model {name}: neither a checkpoint folder nor a model; try {', '.join(close)}"
+    )
+
+
+def width_of(model: Model) -> int:
+    """D, without loading the weights."""
+    if model.base == "starter":
+        return model.width or starter.TEXT_WIDTH
+    return int(open_clip.get_model_config(model.base.partition("/")[0])["embed_dim"])
+
+
+def feature_widths(model: Model) -> tuple[int, int]:
+    """F of the image tower and of the text tower, without loading the weights."""
+    return (starter.IMAGE_WIDTH, starter.TEXT_WIDTH) if model.base == "starter" else (width_of(model),) * 2
 
 
 def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0) -> DualEncoder:
@@ -94,7 +110,7 @@ def _build(model: Model, dropout: float, seed: int) -> DualEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model.base == "starter":
-            width = model.width or starter.TEXT_WIDTH
+            width = width_of(model)
             return DualEncoder(
                 starter.towers(pretrained=model.folder is None),
                 {
@@ -117,7 +133,7 @@ def _build(model: Model, dropout: float, seed: int) -> DualEncoder:
             raise CheckpointError(f"cannot fetch the weights of {model.base}: {str(error).splitlines()[0]}") from error
         told = open_clip.get_model_preprocess_cfg(towers)
         size = told["size"]
-        width = int(open_clip.get_model_config(architecture)["embed_dim"])
+        width = width_of(model)
         return DualEncoder(
             towers,
             {kind: IdentityHead(width) for kind in ("image", "text", "segment")},

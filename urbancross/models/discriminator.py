@@ -8,7 +8,9 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int, hidden: int = 128) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1)
+        )
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return self.layers(embeddings).squeeze(-1)

@@ -1,6 +1,7 @@
 """Two towers and three heads: tiles, texts and segments as unit vectors in one space."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class DualEncoder(nn.Module):
 
     def __init__(
         self,
-        towers: nn.Module,
+        towers: Any,
         heads: dict[str, nn.Module],
         tokenizer: Callable[[list[str]], Tensor],
         *,
@@ -61,7 +62,8 @@ class DualEncoder(nn.Module):
         width: int,
     ) -> None:
         super().__init__()
-        self.towers, self.tokenizer = towers, tokenizer
+        self.towers: Any = towers  # an open_clip model
+        self.tokenizer = tokenizer
         self.heads = nn.ModuleDict(heads)  # image, text, segment
         self.scale = nn.Parameter(torch.tensor(20.0).log())  # log of the inverse temperature
         self.image_px, self.image_width, self.text_width, self.width = image_px, image_width, text_width, width
@@ -115,7 +117,8 @@ def square(image: np.ndarray, side: int) -> np.ndarray:
     if (height, width) == (side, side):
         return image
     scale = side / min(height, width)
-    size = (max(side, round(width * scale)), max(side, round(height * scale)))
-    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    top, left = (resized.shape[0] - side) // 2, (resized.shape[1] - side) // 2
-    return resized[top : top + side, left : left + side]
+    columns, rows = max(side, round(width * scale)), max(side, round(height * scale))  # of the whole image, resized
+    left, top = (columns - side) // 2, (rows - side) // 2
+    # Only the part that is kept is computed: the whole of a thin strip, resized, could fill the memory.
+    box = (left * width / columns, top * height / rows, (left + side) * width / columns, (top + side) * height / rows)
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
