@@ -1,0 +1,116 @@
+"""Ingest, segment, pretrain, adapt, embed, evaluate, search and report on a few tiles, on a real Ray."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from urbancross import cli, storage
+from urbancross.errors import ConfigError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+def run(verb: str, **settings: Any) -> str:
+    return str(cli.call(verb, cli.VERBS[verb].kind(**settings)))
+
+
+@pytest.fixture(scope="module")
+def home(captioned_set: Path, other_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two archives with segments, and a model pretrained on the first by two workers."""
+    home = tmp_path_factory.mktemp("pipeline")
+    for name, given in (("source", captioned_set), ("target", other_set)):
+        run("ingest", source=str(given), archive=str(home / name), domain=name, shard_tiles=16)
+        run("segment", archive=str(home / name), engine="grid", max_area=1.0)
+    line = run("pretrain", out=str(home / "source-only"), **pretraining(home))
+    assert line == "read 30 = written 20 + done before 0 + skipped 8 + failed 2"
+    return home
+
+
+def pretraining(home: Path) -> dict[str, Any]:
+    source = str(home / "source")
+    return {"archive": source, "head_epochs": 30, "head_batch": 10, "width": 32, "max_segments": 2, "dropout": 0.0}
+
+
+def events(checkpoint: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (checkpoint / "events.jsonl").read_text().splitlines()]
+
+
+def test_pretraining_learns(home: Path):
+    told = events(home / "source-only")
+    assert len(told) == 60
+    assert told[-1]["tile_text"] < 0.8 * told[0]["tile_text"]
+    assert told[-1]["segment_text"] < told[0]["segment_text"]
+
+
+def test_one_worker_learns_what_two_workers_learn(home: Path):
+    """The contrastive loss sees the whole batch, whoever embeds it."""
+    run("pretrain", out=str(home / "alone"), workers=1, **pretraining(home))
+    one, two = (load_file(home / name / "model.safetensors") for name in ("alone", "source-only"))
+    moved = load_file(home / "source-only" / "model.safetensors")["heads.image.project.weight"]
+    assert moved.abs().mean() > 0.01
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=2e-3, atol=2e-3, msg=name)
+
+
+def test_pretraining_again_does_nothing_and_other_settings_are_refused(home: Path):
+    line = run("pretrain", out=str(home / "source-only"), **pretraining(home))
+    assert line == "read 30 = written 0 + done before 20 + skipped 8 + failed 2"
+    with pytest.raises(ConfigError, match="was made with seed=0, now seed=5"):
+        run("pretrain", out=str(home / "source-only"), seed=5, **pretraining(home))
+
+
+def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixture[str]):
+    before, after = str(home / "source-only"), str(home / "adapted")
+    source, target = str(home / "source"), str(home / "target")
+    line = run("adapt", checkpoint=before, source=source, target=target, out=after, steps=12, target_batch=8, ratio=2,
+               max_segments=2)
+    assert line == "read 60 = written 40 + done before 0 + skipped 16 + failed 4"
+    told = events(home / "adapted")
+    assert [told[0]["pace"], told[-1]["pace"]] == [pytest.approx(6 / 16), 1.0]  # 0.3 of 16 candidates, even for two workers
+    assert all(0 < event["effective_sample_size"] <= 1.001 for event in told)
+    for archive in (source, target):
+        for checkpoint in (before, after):
+            assert run("embed", archive=archive, checkpoint=checkpoint) == "read 30 = written 28 + done before 0 + skipped 2 + failed 0"
+    vectors = storage.read_shard(home / "target" / "embeddings@adapted" / "part-00000.parquet")["vector"]
+    lengths = np.linalg.norm(np.array(vectors.drop_null().to_pylist()), axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-5)
+
+    metrics = {}
+    for name in ("source-only", "adapted"):
+        out = home / f"{name}.json"
+        line = run("evaluate", archive=target, checkpoint=str(home / name), split="valid", out=str(out))
+        assert line == "read 30 = written 8 + done before 0 + skipped 22 + failed 0"
+        metrics[name] = json.loads(out.read_text())
+        assert set(metrics[name]) >= {"protocol", "split", "gallery", "tile_to_text", "text_to_tile", "mR", "chance_mR", "ci95"}
+        assert metrics[name]["gallery"] == {"tiles": 8, "texts": 24}
+    assert metrics["source-only"]["tile_to_text"]["R@10"] > 0.5
+
+    capsys.readouterr()
+    run("search", archive=source, text="a blue lake with water", embeddings="source-only", top=3, json=True)
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert all("lake" in hit["tile_id"] for hit in hits)
+    with pytest.raises(ConfigError, match="has several: embeddings@adapted, embeddings@source-only"):
+        run("search", archive=source, text="a lake")
+
+    page = home / "report.html"
+    run("report", source=source, target=target, before=before, after=after, metrics_before=str(home / "source-only.json"),
+        metrics_after=str(home / "adapted.json"), queries=["a lake", "trees"], out=str(page))
+    html = page.read_text()
+    assert html.count("data:image/") >= 2 * 2 * 8  # two queries, two models, the eight tiles of the split
+    assert "no such file" in html
+
+
+def test_evaluation_from_stored_vectors_and_from_pixels_agrees(home: Path, tmp_path: Path):
+    """The second archive has no embeddings yet, so its tiles are encoded on the way."""
+    target, checkpoint = str(home / "source"), str(home / "alone")
+    run("evaluate", archive=target, checkpoint=checkpoint, split="valid", out=str(tmp_path / "pixels.json"))
+    run("embed", archive=target, checkpoint=checkpoint)
+    run("evaluate", archive=target, checkpoint=checkpoint, split="valid", out=str(tmp_path / "stored.json"))
+    pixels, stored = (json.loads((tmp_path / name).read_text()) for name in ("pixels.json", "stored.json"))
+    assert pixels["mR"] == pytest.approx(stored["mR"], abs=0.02)

@@ -1,0 +1,66 @@
+import pytest
+
+from urbancross import runs
+from urbancross.runs import Balance
+
+
+def test_the_balance_line_has_the_promised_form():
+    balance = Balance(read=9000, written=8120, done_before=870, failed=10)
+    assert str(balance) == "read 9,000 = written 8,120 + done before 870 + failed 10"
+
+
+def test_skipped_tiles_stand_in_the_line_only_where_there_are_some():
+    balance = Balance(read=1234567, written=1230000, done_before=0, skipped=4560, failed=7)
+    assert str(balance) == "read 1,234,567 = written 1,230,000 + done before 0 + skipped 4,560 + failed 7"
+    assert str(Balance()) == "read 0 = written 0 + done before 0 + failed 0"
+
+
+@pytest.mark.parametrize("lost", ["written", "done_before", "skipped", "failed"])
+def test_a_balance_that_does_not_add_up_says_so(lost):
+    counts = {"written": 1, "done_before": 2, "skipped": 3, "failed": 4}
+    assert Balance(read=10, **counts).balances
+    short = Balance(read=10, **counts | {lost: 0})
+    assert not short.balances
+    assert str(short).startswith("read 10 ≠ written")
+
+
+def test_balances_add_by_column_and_keep_the_files_of_both():
+    first = Balance(10, 1, 2, 3, 4).with_files(metrics={"mR": 0.1})
+    both = first + Balance(100, 10, 20, 30, 40).with_files(plan=[1])
+    assert both == Balance(110, 11, 22, 33, 44)
+    assert both.files == {"metrics": {"mR": 0.1}, "plan": [1]}
+    assert first.files == {"metrics": {"mR": 0.1}}
+
+
+def test_failures_are_told_apart_by_how_they_begin():
+    counts = runs.count_failures([None, "skipped:blank", "failed:truncated", None, "failed:skipped:odd", "skipped:x"])
+    assert counts == {"written": 2, "skipped": 2, "failed": 2}
+    assert runs.count_failures([]) == {"written": 0, "skipped": 0, "failed": 0}
+
+
+def test_recorded_runs_come_back_oldest_first_with_their_stage(tmp_path):
+    home = tmp_path / "northland"
+    ingest = Balance(read=3, written=2, failed=1)
+    embed = Balance(read=3, done_before=2, skipped=1).with_files(metrics={"mR": 0.5})
+    runs.record(home, "ingest", {"source": "set", "seed": 7}, ingest)
+    folder = runs.record(home, "embed", {"checkpoint": "starter"}, embed)
+    assert runs.balances(home) == [
+        {"stage": "ingest", "archive": "northland", "read": 3, "written": 2, "done_before": 0, "skipped": 0, "failed": 1},
+        {"stage": "embed", "archive": "northland", "read": 3, "written": 0, "done_before": 2, "skipped": 1, "failed": 0},
+    ]
+    assert folder.parent == home / "runs"
+    assert runs.storage.read_json(folder / "config.json", "run") == {"verb": "embed", "checkpoint": "starter"}
+    assert runs.storage.read_json(folder / "metrics.json", "run") == {"mR": 0.5}
+    assert sorted(path.name for path in folder.iterdir()) == ["balance.json", "config.json", "metrics.json"]
+
+
+def test_a_home_without_runs_has_no_balances(tmp_path):
+    assert runs.balances(tmp_path) == []
+
+
+def test_events_come_back_line_by_line(tmp_path):
+    events = [{"step": 1, "loss": 0.5}, {"step": 2, "note": "line\nbreak \u2028 é"}]
+    (tmp_path / "events.jsonl").write_bytes(runs.event_lines(events))
+    assert (tmp_path / "events.jsonl").read_bytes().count(b"\n") == 2
+    assert runs.read_events(tmp_path / "events.jsonl") == events
+    assert runs.read_events(tmp_path / "absent.jsonl") == []

@@ -1,0 +1,58 @@
+"""Adapt one checkpoint with several seeds and evaluate each beside source-only, on the same tiles.
+
+    python tuning/seeds.py --checkpoint C --source A1 --target A2 --out FOLDER --split valid --seeds 0 1 2 [-- --steps 200]
+
+What follows `--` goes to `adapt` as it stands. Writes FOLDER/seeds.json and prints a line per seed and their mean.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from urbancross import cli, config, storage
+
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # two-sided, by n - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for flag in ("checkpoint", "source", "target", "out"):
+        parser.add_argument(f"--{flag}", required=True)
+    parser.add_argument("--split", default="valid")
+    parser.add_argument("--protocol", default="field")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    told, more = parser.parse_known_args()
+    home = Path(told.out)
+    results = {"source only": evaluate(told, told.checkpoint, home / "source-only.json")}
+    for seed in told.seeds:
+        out = home / f"adapted-{seed}"
+        flags = ["--checkpoint", told.checkpoint, "--source", told.source, "--target", told.target, "--out", str(out)]
+        adapt = config.from_command_line(
+            config.AdaptConfig, [*flags, "--seed", str(seed), *(flag for flag in more if flag != "--")], "adapt"
+        )
+        cli.call("adapt", adapt)
+        results[f"adapted, seed {seed}"] = evaluate(told, str(out), home / f"adapted-{seed}.json")
+    before = results["source only"]["mR"]
+    gains = [found["mR"] - before for name, found in results.items() if name != "source only"]
+    for name, found in results.items():
+        low, high = found["ci95"]["mR"]
+        print(f"{name:<20} mR {100 * found['mR']:5.2f} % (95 % of tiles {100 * low:.2f} to {100 * high:.2f})")
+    mean = statistics.mean(gains)
+    half = T_95[len(gains) - 1] * statistics.stdev(gains) / math.sqrt(len(gains)) if 1 < len(gains) <= 10 else math.nan
+    print(f"gain over source only, mean of {len(gains)} seeds: {100 * mean:+.2f} points (95 % of seeds {100 * (mean - half):+.2f} to {100 * (mean + half):+.2f})")
+    storage.write_json(home / "seeds.json", {"results": results, "gains": gains})
+
+
+def evaluate(told: argparse.Namespace, checkpoint: str, out: Path) -> dict[str, Any]:
+    settings = config.EvaluateConfig(
+        archive=told.target, checkpoint=checkpoint, split=told.split, protocol=told.protocol, out=str(out)
+    )
+    cli.call("evaluate", settings)
+    return json.loads(out.read_text())
+
+
+if __name__ == "__main__":
+    main()

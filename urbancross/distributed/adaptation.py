@@ -1,0 +1,33 @@
+"""`adapt`: features of both archives by the checkpoint's towers, a team that carries its heads over, a checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from urbancross import storage, training
+from urbancross.config import AdaptConfig
+from urbancross.distributed.features import make_features
+from urbancross.distributed.training import Trained, count_pairs, is_finished, load_pairs, train
+from urbancross.models import checkpoints
+from urbancross.runs import Balance
+
+
+def run(config: AdaptConfig) -> Balance:
+    source, target = storage.folder(config.source, "--source"), storage.folder(config.target, "--target")
+    finished = is_finished(config.out, config)
+    model = checkpoints.resolve(config.checkpoint)
+    of_source = make_features(source, model, config, config.captions, config.segments)
+    of_target = make_features(target, model, config, config.target_captions, "none")
+    balance = count_pairs(source, of_source, config.split) + count_pairs(target, of_target, config.split)
+
+    if finished:
+        return replace(balance, written=0, done_before=balance.written)
+
+    def work(team: training.Team, on_step: Callable[[training.Event], None]) -> Trained:
+        source_pairs = load_pairs(source, of_source, config.split)
+        target_pairs = load_pairs(target, of_target, config.split)
+        encoder = checkpoints.load(model, config.device)
+        training.adapt(encoder, source_pairs, target_pairs, config, team, on_step)
+        return Trained(encoder, model.base, model.towers, config.model_dump())
+
+    train(work, config, config.out, "adapt", config.steps)
+    return balance

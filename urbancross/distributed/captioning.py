@@ -1,0 +1,52 @@
+"""`caption`: geo-tags to the table `captions@ENGINE`."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from urbancross import captions, schemas, storage
+from urbancross.config import CaptionConfig
+from urbancross.distributed.tables import Stage, run_stage
+from urbancross.errors import TileSkipped
+from urbancross.runs import Balance
+
+
+class TemplateCaptions:
+    """Captions from a tile's geo-tags alone; the choice of words follows from the seed and the tile's id."""
+
+    def __init__(self, seed: int, captions_per_tile: int) -> None:
+        self.engine, self.seed, self.count = captions.TemplateCaptioner(), seed, captions_per_tile
+
+    def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
+        return pa.Table.from_pylist(
+            schemas.each_tile(tables["geotags"].to_pylist(), self.write), schema=schemas.CAPTIONS
+        )
+
+    def write(self, row: dict[str, Any]) -> dict[str, Any]:
+        center, surrounding = row["center_tags"], row["surrounding_tags"]
+        seed = int(storage.digest_text(f"{self.seed}/{row['tile_id']}")[:12], 16)
+        texts = self.engine.captions(center, surrounding, seed, self.count)
+        if not texts:
+            raise TileSkipped("no geo-tags")
+        return {
+            "captions": texts,
+            "engine": "template",
+            "prompt_version": captions.PROMPT_VERSION,
+            "tags": [*center, *surrounding],
+            "seed": self.seed,
+        }
+
+
+def run(config: CaptionConfig) -> Balance:
+    archive = storage.folder(config.archive, "--archive")
+    told = {"seed": config.seed, "captions_per_tile": config.captions_per_tile}
+    stage = Stage(
+        f"captions@{config.engine}",
+        {"geotags": None},
+        schemas.CAPTIONS,
+        TemplateCaptions,
+        told,
+        {**told, "prompt_version": captions.PROMPT_VERSION},
+        batch_tiles=256,
+    )
+    return run_stage(archive, stage, config)

@@ -1,0 +1,125 @@
+"""`evaluate`: the tiles and captions of one split, encoded on Ray Data actors, and their retrieval recall."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from urbancross import metrics, storage
+from urbancross.config import EvaluateConfig
+from urbancross.distributed.session import connect, counted
+from urbancross.embedding import embed_tiles
+from urbancross.errors import ConfigError
+from urbancross.models import checkpoints
+from urbancross.pairs import text_key
+from urbancross.runs import Balance, count_failures
+from urbancross.tables import embeddings_by, read_aligned, table_of
+
+
+class PairEncoder:
+    """Tiles and captions of one split of a shard to vectors; tiles embedded before are not encoded again."""
+
+    def __init__(
+        self, archive: Path, model: checkpoints.Model, config: EvaluateConfig, captions: str, tally: Any
+    ) -> None:
+        self.archive, self.config, self.captions, self.tally = archive, config, captions, tally
+        self.encoder = checkpoints.load(model, config.device)
+        self.embedded = embeddings_by(archive, model.fingerprint)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        for name in batch["shard"]:
+            yield self.encode(str(name))
+
+    def encode(self, name: str) -> pa.Table:
+        tables = read_aligned(self.archive, {"tiles": ["image", "split"], self.captions: ["captions"]}, name)
+        tiles, captions = tables["tiles"], tables[self.captions]["captions"].to_pylist()
+        in_split = [split == self.config.split for split in tiles["split"].to_pylist()]
+        failed = count_failures(
+            [f for f, inside in zip(tiles["failure"].to_pylist(), in_split, strict=True) if inside]
+        )["failed"]
+        use = np.flatnonzero([inside and bool(lines) for inside, lines in zip(in_split, captions, strict=True)])
+        vectors = self.vectors(name, tiles.take(pa.array(use)), use)
+        texts = [text for i in use for text in captions[i]]
+        read = self.encoder.encode_texts(texts)
+        self.tally.add.remote(tiles.num_rows)
+        return pa.table(
+            {
+                "shard": [name],
+                "read": [tiles.num_rows],
+                "failed": [failed],
+                "lines": [[len(captions[i]) for i in use]],
+                "keys": [[text_key(text) for text in texts]],
+                "vectors": [vectors.tobytes()],
+                "texts": [read.tobytes()],
+            }
+        )
+
+    def vectors(self, name: str, tiles: pa.Table, use: np.ndarray) -> np.ndarray:
+        known = self.archive / self.embedded / name if self.embedded else None
+        if known is not None and known.is_file():
+            column = storage.read_shard(known, ["vector"])["vector"].take(pa.array(use))
+            return np.asarray(column.to_pylist(), np.float32).reshape(-1, self.encoder.width)
+        parts = [
+            embed_tiles(self.encoder, tiles.slice(start, self.config.batch_tiles))["vector"].to_pylist()
+            for start in range(0, tiles.num_rows, self.config.batch_tiles)
+        ]
+        return np.asarray([vector for part in parts for vector in part], np.float32).reshape(-1, self.encoder.width)
+
+
+def run(config: EvaluateConfig) -> Balance:
+    archive = storage.folder(config.archive, "--archive")
+    model = checkpoints.resolve(config.checkpoint)
+    captions = table_of(archive, "captions", config.captions, "captions")
+    names = storage.shards(archive / "tiles")
+    connect()
+    with counted(
+        f"evaluate {config.split} of {archive.name}", sum(storage.row_counts(archive / "tiles", names))
+    ) as tally:
+        encoded = (
+            ray.data.from_items([{"shard": name} for name in names])
+            .repartition(len(names))
+            .map_batches(
+                PairEncoder,
+                fn_constructor_args=(archive, model, config, captions, tally),
+                batch_size=1,
+                compute=ActorPoolStrategy(size=min(config.workers, len(names))),
+                num_cpus=config.cpus_per_worker,
+                num_gpus=config.gpus_per_worker,
+            )
+        )
+        parts = sorted(encoded.iter_rows(), key=lambda part: part["shard"])
+    width = checkpoints.width_of(model)
+    tiles = np.concatenate([np.frombuffer(part["vectors"], np.float32).reshape(-1, width) for part in parts])
+    texts = np.concatenate([np.frombuffer(part["texts"], np.float32).reshape(-1, width) for part in parts])
+    keys = np.array([key for part in parts for key in part["keys"]], np.int64)
+    lines = np.array([count for part in parts for count in part["lines"]], np.int64)
+    if not len(tiles):
+        raise ConfigError(f"{archive} has no captioned tile of split {config.split}; choose another with --split")
+    owner = np.repeat(np.arange(len(tiles)), lines)
+    found = metrics.evaluate_retrieval(
+        tiles, texts, owner, config.protocol, text_keys=keys, bootstrap=config.bootstrap, seed=config.seed
+    )
+    result = {
+        "protocol": config.protocol,
+        "split": config.split,
+        **found,
+        "captions": captions,
+        "checkpoint": str(model.folder or model.name),
+        "fingerprint": model.fingerprint,
+    }
+    if config.out:
+        storage.write_json(storage.local(config.out), result)
+    low, high = found["ci95"]["mR"]
+    gallery = found["gallery"]
+    print(
+        f"mR {100 * found['mR']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}), "
+        f"chance {100 * found['chance_mR']:.1f} %, {gallery['tiles']:,} tiles, {gallery['texts']:,} texts"
+    )
+    read, failed = sum(part["read"] for part in parts), sum(part["failed"] for part in parts)
+    return Balance(read=read, written=len(tiles), skipped=read - len(tiles) - failed, failed=failed).with_files(
+        metrics=result
+    )

@@ -1,0 +1,128 @@
+"""`report`: what two archives and two checkpoints hold, gathered for the page."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from urbancross.report.page import DomainGap, Hit, Report, render
+
+from urbancross import metrics, runs, search, storage, tables
+from urbancross.config import ReportConfig
+from urbancross.errors import ConfigError
+from urbancross.models import checkpoints
+
+BEFORE, AFTER = "source only", "adapted"
+SHOWN_QUERIES, SHOWN_HITS = 12, 10
+GAP_TILES = 1000  # per domain, in the figure and its statistics
+
+
+def run(config: ReportConfig) -> None:
+    source, target = storage.folder(config.source, "--source"), storage.folder(config.target, "--target")
+    models = {BEFORE: checkpoints.resolve(config.before), AFTER: checkpoints.resolve(config.after)}
+    told = {
+        BEFORE: storage.read_json(storage.local(config.metrics_before), "--metrics-before"),
+        AFTER: storage.read_json(storage.local(config.metrics_after), "--metrics-after"),
+    }
+    first = told[BEFORE]
+    split = config.split or first.get("split")
+    queries = config.queries or some_captions(target, split, config.seed)
+    page = Report(
+        title=f"{source.name} to {target.name}",
+        subtitle=f"{target.name}, split {split}: {first['gallery']['tiles']:,} tiles, protocol {first['protocol']}",
+        balances=[*runs.balances(source), *runs.balances(target)],
+        failures=[*failures(source), *failures(target)],
+        metrics=told,
+        curves={"pretrain": events_of(models[BEFORE]), "adapt": events_of(models[AFTER])},
+        gaps={name: gap(source, target, model, config.seed) for name, model in models.items()},
+        queries=hits(target, models, queries, split),
+        settings={"pretrain": settings_of(models[BEFORE]), "adapt": settings_of(models[AFTER])},
+    )
+    out = storage.local(config.out)
+    storage.replace(out, render(page).encode())
+    print(f"report: {out}")
+
+
+def embeddings_of(archive: Path, model: checkpoints.Model) -> str:
+    """The embeddings table of a model.
+
+    Raises:
+        ConfigError: there is none yet.
+    """
+    table = tables.embeddings_by(archive, model.fingerprint)
+    if table is None:
+        raise ConfigError(
+            f"{archive} has no embeddings by {model.name}; make them with: "
+            f"urbancross embed --archive {archive} --checkpoint {model.name}"
+        )
+    return table
+
+
+def some_captions(archive: Path, split: str | None, seed: int) -> list[str]:
+    """A dozen different captions of a split, chosen by seed."""
+    table = sorted(archive.glob("captions@*"))[0].name
+    found: set[str] = set()
+    for name in storage.shards(archive / table):
+        shard = tables.read_aligned(archive, {"tiles": ["split"], table: ["captions"]}, name)
+        for inside, lines in zip(shard["tiles"]["split"].to_pylist(), shard[table]["captions"].to_pylist(), strict=True):
+            if split in (None, inside):
+                found.update((lines or [])[:1])
+    order = np.random.default_rng(seed).permutation(len(found))
+    return [sorted(found)[i] for i in order[:SHOWN_QUERIES]]
+
+
+def failures(archive: Path) -> list[dict[str, Any]]:
+    """Why tiles have no result, by table, the most frequent first."""
+    out = []
+    for table in sorted(path for path in archive.iterdir() if storage.shards(path) and path.name != "plan"):
+        reasons = Counter(
+            reason
+            for name in storage.shards(table)
+            for reason in storage.read_shard(table / name, ["failure"])["failure"].to_pylist()
+            if reason is not None
+        )
+        out += [
+            {"archive": archive.name, "table": table.name, "reason": reason, "count": count}
+            for reason, count in reasons.most_common(20)
+        ]
+    return out
+
+
+def gap(source: Path, target: Path, model: checkpoints.Model, seed: int) -> DomainGap:
+    """How far apart an encoder puts the tiles of two archives."""
+    a, b = (vectors_of(archive, embeddings_of(archive, model), seed) for archive in (source, target))
+    distance = metrics.proxy_a_distance(a, b, seed=seed)
+    discrepancy, p = metrics.mmd2(a, b, seed=seed)
+    return DomainGap(a, b, distance, discrepancy, p)
+
+
+def vectors_of(archive: Path, table: str, seed: int) -> np.ndarray:
+    """Up to GAP_TILES vectors `[n, D]` of an embeddings table, chosen by seed."""
+    columns = [storage.read_shard(archive / table / name, ["vector"])["vector"] for name in storage.shards(archive / table)]
+    rows = [np.asarray(vector, np.float32) for column in columns for vector in column.drop_null().to_pylist()]
+    return np.stack([rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:GAP_TILES])])
+
+
+def hits(
+    archive: Path, models: dict[str, checkpoints.Model], queries: list[str], split: str | None
+) -> dict[str, dict[str, list[Hit]]]:
+    """The best tiles per query and model, with their pictures."""
+    out: dict[str, dict[str, list[Hit]]] = {query: {} for query in queries}
+    for name, model in models.items():
+        vectors = checkpoints.load(model).encode_texts(queries)
+        for query, vector in zip(queries, vectors, strict=True):
+            best = search.best(archive, embeddings_of(archive, model), vector, SHOWN_HITS, split)
+            out[query][name] = [
+                Hit(hit.tile_id, hit.score, search.picture(archive, hit), hit.captions[0] if hit.captions else "")
+                for hit in best
+            ]
+    return out
+
+
+def events_of(model: checkpoints.Model) -> list[dict[str, Any]]:
+    return runs.read_events(model.folder / checkpoints.EVENTS) if model.folder else []
+
+
+def settings_of(model: checkpoints.Model) -> dict[str, Any]:
+    return json.loads((model.folder / checkpoints.DESCRIPTION).read_text())["settings"] if model.folder else {}
