@@ -30,7 +30,9 @@ def main() -> None:
     make_set(home / "set", told.tiles)
     verb = [sys.executable, "-m", "urbancross.cli"]
     archive = str(home / "archive")
-    subprocess.run([*verb, "ingest", "--source", str(home / "set"), "--archive", archive, "--domain", "copies"], check=True)
+    subprocess.run(
+        [*verb, "ingest", "--source", str(home / "set"), "--archive", archive, "--domain", "copies"], check=True
+    )
     began = time.monotonic()
     command = [*verb, "embed", "--archive", archive, "--checkpoint", "starter", "--workers", str(told.workers)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -7,18 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from urbancross.report import (
-    DomainGap,
-    Hit,
-    Report,
-    _line,
-    _two_directions,
-    data_uri,
-    only_here,
-    render,
-    unaccounted,
-    verdict,
-)
+from urbancross.report.contents import DomainGap, Hit, Report
+from urbancross.report.figures import _line, _two_directions
+from urbancross.report.page import only_here, render, unaccounted, verdict
+from urbancross.report.words import data_uri
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 BALANCE = {"stage": "ingest", "archive": "north", "read": 9, "written": 5, "done_before": 2, "skipped": 1, "failed": 1}

@@ -45,8 +45,24 @@ def test_recorded_runs_come_back_oldest_first_with_their_stage(tmp_path):
     runs.record(home, "ingest", {"source": "set", "seed": 7}, ingest)
     folder = runs.record(home, "embed", {"checkpoint": "starter"}, embed)
     assert runs.balances(home) == [
-        {"stage": "ingest", "archive": "northland", "read": 3, "written": 2, "done_before": 0, "skipped": 0, "failed": 1},
-        {"stage": "embed", "archive": "northland", "read": 3, "written": 0, "done_before": 2, "skipped": 1, "failed": 0},
+        {
+            "stage": "ingest",
+            "archive": "northland",
+            "read": 3,
+            "written": 2,
+            "done_before": 0,
+            "skipped": 0,
+            "failed": 1,
+        },
+        {
+            "stage": "embed",
+            "archive": "northland",
+            "read": 3,
+            "written": 0,
+            "done_before": 2,
+            "skipped": 1,
+            "failed": 0,
+        },
     ]
     assert folder.parent == home / "runs"
     assert runs.storage.read_json(folder / "config.json", "run") == {"verb": "embed", "checkpoint": "starter"}

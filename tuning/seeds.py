@@ -1,6 +1,6 @@
 """Adapt one checkpoint with several seeds and evaluate each beside source-only, on the same tiles.
 
-    python tuning/seeds.py --checkpoint C --source A1 --target A2 --out FOLDER --split valid --seeds 0 1 2 [-- --steps 200]
+    python tuning/seeds.py --checkpoint C --source A1 --target A2 --out FOLDER --seeds 0 1 2 [-- --steps 200]
 
 What follows `--` goes to `adapt` as it stands. Writes FOLDER/seeds.json and prints a line per seed and their mean.
 """
@@ -14,7 +14,17 @@ from typing import Any
 
 from urbancross import cli, config, storage
 
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # two-sided, by n - 1
+T_95 = {
+    1: 12.706,
+    2: 4.303,
+    3: 3.182,
+    4: 2.776,
+    5: 2.571,
+    6: 2.447,
+    7: 2.365,
+    8: 2.306,
+    9: 2.262,
+}  # two-sided, by n - 1
 
 
 def main() -> None:
@@ -42,7 +52,8 @@ def main() -> None:
         print(f"{name:<20} mR {100 * found['mR']:5.2f} % (95 % of tiles {100 * low:.2f} to {100 * high:.2f})")
     mean = statistics.mean(gains)
     half = T_95[len(gains) - 1] * statistics.stdev(gains) / math.sqrt(len(gains)) if 1 < len(gains) <= 10 else math.nan
-    print(f"gain over source only, mean of {len(gains)} seeds: {100 * mean:+.2f} points (95 % of seeds {100 * (mean - half):+.2f} to {100 * (mean + half):+.2f})")
+    span = f"95 % of seeds {100 * (mean - half):+.2f} to {100 * (mean + half):+.2f}"
+    print(f"gain over source only, mean of {len(gains)} seeds: {100 * mean:+.2f} points ({span})")
     storage.write_json(home / "seeds.json", {"results": results, "gains": gains})
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from urbancross import cli, storage
 from urbancross.config import DemoConfig
 from urbancross.errors import ConfigError
-from urbancross.report.gather import AFTER, BEFORE
-from urbancross.report.page import interval, percent
+from urbancross.report.contents import AFTER, BEFORE
+from urbancross.report.words import interval, percent
 from urbancross.world import NORTHLAND, SOUTHLAND, Country, write_country
 
 # What a person would ask of the drawn countries; words, not tags.

@@ -69,10 +69,8 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
     """
     try:
         return pq.read_table(path, columns=columns, partitioning=None)
-    except pa.ArrowInvalid as error:
-        raise _not_a_shard(path, error) from error
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_schema(path: Path) -> pa.Schema:
@@ -89,15 +87,17 @@ def row_counts(table: Path, names: Sequence[str]) -> list[int]:
 def _metadata(path: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(path)
-    except pa.ArrowInvalid as error:
-        raise _not_a_shard(path, error) from error
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _not_a_shard(path: Path, error: pa.ArrowInvalid) -> SchemaError:
+def _unreadable(path: Path, error: Exception) -> SchemaError | StorageError:
     first = str(error).splitlines()[0]
-    return SchemaError(f"{path} is not a shard as wanted ({first}); remove it and run the job again")
+    # Arrow calls a broken file a bare OSError at times; another try would not mend it.
+    broken = isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and error.errno is None)
+    if broken:
+        return SchemaError(f"{path} is not a shard as wanted ({first}); remove it and run the job again")
+    return StorageError(f"cannot read {path}: {first}")
 
 
 def made_by(schema: pa.Schema) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def pretrain(
             part = batch.part(team.rank, team.world)
             terms = contrastive_terms(encoder, pairs, batch, part, see(part), team)
             loss = terms["tile_text"] + config.segment_weight * terms.get("segment_text", 0.0)
-            _descend(loss, optimiser, schedule, team)
+            _descend(loss, [optimiser], schedule, team)
             told = {name: term.item() for name, term in terms.items()}
             rate = {"lr": schedule.get_last_lr()[0], "scale": encoder.inverse_temperature().item()}
             on_step(
@@ -158,11 +158,10 @@ def adapt(
     generator = torch.Generator().manual_seed(config.seed)
     torch.manual_seed(config.seed)
     judges = nn.ModuleDict({kind: Discriminator(encoder.width) for kind in ("image", "text")}).to(encoder.device)
-    groups = [
-        {"params": [*heads.parameters(), encoder.scale], "lr": config.head_lr},
-        {"params": list(judges.parameters()), "lr": config.discriminator_lr},
-    ]
+    groups = [{"params": [*heads.parameters(), encoder.scale], "lr": config.head_lr}]
     optimiser, schedule = _one_cycle(groups, config.weight_decay, config.steps)
+    # The discriminators keep their rate: one that slows down with the encoder no longer sees what is left of the gap.
+    judging = torch.optim.AdamW(judges.parameters(), lr=config.discriminator_lr, weight_decay=config.weight_decay)
     size = min(config.target_batch, len(target)) // team.world * team.world
     for step in range(1, config.steps + 1):
         progress = (step - 1) / max(config.steps - 1, 1)
@@ -205,7 +204,7 @@ def adapt(
                 z, has_segment, u, positive, encoder.inverse_temperature()
             )
             loss = loss + config.segment_weight * terms["segment_text"]
-        _descend(loss, optimiser, schedule, team)
+        _descend(loss, [optimiser, judging], schedule, team)
         on_step(
             {
                 "stage": "adapt",
@@ -249,20 +248,26 @@ def _one_cycle(
     groups: list[dict[str, Any]], weight_decay: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
     optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
-    rates = [group["lr"] for group in groups]
-    warm_up = max(0.1, 2 / (steps + 1))  # at least two steps, as OneCycleLR divides by its phases' lengths
+    total = max(steps + 1, 5)  # OneCycleLR divides by the lengths of its phases
+    peaks = [group["lr"] for group in groups]
     return optimiser, torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rates, total_steps=steps + 1, pct_start=min(warm_up, 0.5)
+        optimiser, peaks, total_steps=total, pct_start=max(0.1, 2 / total)
     )
 
 
 def _descend(
-    loss: Tensor, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, team: Team
+    loss: Tensor,
+    optimisers: list[torch.optim.Optimizer],
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    team: Team,
 ) -> None:
     if not torch.isfinite(loss):
         raise TrainingError(f"the loss is {loss.item()}; lower --head-lr, or look at the inputs with urbancross report")
-    optimiser.zero_grad(set_to_none=True)
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    team.average([parameter for group in optimiser.param_groups for parameter in group["params"]])
-    optimiser.step()
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    team.average([parameter for group in groups for parameter in group["params"]])
+    for optimiser in optimisers:
+        optimiser.step()
     schedule.step()

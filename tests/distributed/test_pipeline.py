@@ -67,15 +67,30 @@ def test_pretraining_again_does_nothing_and_other_settings_are_refused(home: Pat
 def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixture[str]):
     before, after = str(home / "source-only"), str(home / "adapted")
     source, target = str(home / "source"), str(home / "target")
-    line = run("adapt", checkpoint=before, source=source, target=target, out=after, steps=12, target_batch=8, ratio=2,
-               max_segments=2)
+    line = run(
+        "adapt",
+        checkpoint=before,
+        source=source,
+        target=target,
+        out=after,
+        steps=12,
+        target_batch=8,
+        ratio=2,
+        max_segments=2,
+    )
     assert line == "read 60 = written 40 + done before 0 + skipped 16 + failed 4"
     told = events(home / "adapted")
-    assert [told[0]["pace"], told[-1]["pace"]] == [pytest.approx(6 / 16), 1.0]  # 0.3 of 16 candidates, even for two workers
+    assert [told[0]["pace"], told[-1]["pace"]] == [
+        pytest.approx(6 / 16),
+        1.0,
+    ]  # 0.3 of 16 candidates, even for two workers
     assert all(0 < event["effective_sample_size"] <= 1.001 for event in told)
     for archive in (source, target):
         for checkpoint in (before, after):
-            assert run("embed", archive=archive, checkpoint=checkpoint) == "read 30 = written 28 + done before 0 + skipped 2 + failed 0"
+            assert (
+                run("embed", archive=archive, checkpoint=checkpoint)
+                == "read 30 = written 28 + done before 0 + skipped 2 + failed 0"
+            )
     vectors = storage.read_shard(home / "target" / "embeddings@adapted" / "part-00000.parquet")["vector"]
     lengths = np.linalg.norm(np.array(vectors.drop_null().to_pylist()), axis=1)
     np.testing.assert_allclose(lengths, 1, atol=1e-5)
@@ -86,7 +101,16 @@ def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixtu
         line = run("evaluate", archive=target, checkpoint=str(home / name), split="valid", out=str(out))
         assert line == "read 30 = written 8 + done before 0 + skipped 22 + failed 0"
         metrics[name] = json.loads(out.read_text())
-        assert set(metrics[name]) >= {"protocol", "split", "gallery", "tile_to_text", "text_to_tile", "mR", "chance_mR", "ci95"}
+        assert set(metrics[name]) >= {
+            "protocol",
+            "split",
+            "gallery",
+            "tile_to_text",
+            "text_to_tile",
+            "mR",
+            "chance_mR",
+            "ci95",
+        }
         assert metrics[name]["gallery"] == {"tiles": 8, "texts": 24}
     assert metrics["source-only"]["tile_to_text"]["R@10"] > 0.5
 
@@ -99,8 +123,17 @@ def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixtu
         run("search", archive=source, text="a lake")
 
     page = home / "report.html"
-    run("report", source=source, target=target, before=before, after=after, metrics_before=str(home / "source-only.json"),
-        metrics_after=str(home / "adapted.json"), queries=["a lake", "trees"], out=str(page))
+    run(
+        "report",
+        source=source,
+        target=target,
+        before=before,
+        after=after,
+        metrics_before=str(home / "source-only.json"),
+        metrics_after=str(home / "adapted.json"),
+        queries=["a lake", "trees"],
+        out=str(page),
+    )
     html = page.read_text()
     assert html.count("data:image/") >= 2 * 2 * 8  # two queries, two models, the eight tiles of the split
     assert "no such file" in html

@@ -39,7 +39,9 @@ def test_every_tile_has_one_row_in_every_table_in_the_order_of_the_plan(archive:
 
 
 def test_a_bad_image_is_a_row_with_its_reason(archive: Path):
-    rows = [row for name in storage.shards(archive / "tiles") for row in pq.read_table(archive / "tiles" / name).to_pylist()]
+    rows = [
+        row for name in storage.shards(archive / "tiles") for row in pq.read_table(archive / "tiles" / name).to_pylist()
+    ]
     reasons = {row["tile_id"]: row["failure"] for row in rows if row["failure"]}
     assert set(reasons) == {"img/cut.jpg", "img/absent.jpg"}
     assert reasons["img/absent.jpg"] == "failed:no such file"

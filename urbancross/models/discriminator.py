@@ -13,4 +13,4 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return self.layers(embeddings).squeeze(-1)
+        return self.layers(embeddings * embeddings.shape[-1] ** 0.5).squeeze(-1)  # unit vectors to unit variance

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from urbancross.report.page import DomainGap, Hit, Report, render
 
 from urbancross import metrics, runs, search, storage, tables
 from urbancross.config import ReportConfig
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
+from urbancross.report.contents import AFTER, BEFORE, DomainGap, Hit, Report
+from urbancross.report.page import render
 
-BEFORE, AFTER = "source only", "adapted"
 SHOWN_QUERIES, SHOWN_HITS = 12, 10
 GAP_TILES = 1000  # per domain, in the figure and its statistics
 
@@ -65,7 +65,9 @@ def some_captions(archive: Path, split: str | None, seed: int) -> list[str]:
     found: set[str] = set()
     for name in storage.shards(archive / table):
         shard = tables.read_aligned(archive, {"tiles": ["split"], table: ["captions"]}, name)
-        for inside, lines in zip(shard["tiles"]["split"].to_pylist(), shard[table]["captions"].to_pylist(), strict=True):
+        for inside, lines in zip(
+            shard["tiles"]["split"].to_pylist(), shard[table]["captions"].to_pylist(), strict=True
+        ):
             if split in (None, inside):
                 found.update((lines or [])[:1])
     order = np.random.default_rng(seed).permutation(len(found))
@@ -99,7 +101,9 @@ def gap(source: Path, target: Path, model: checkpoints.Model, seed: int) -> Doma
 
 def vectors_of(archive: Path, table: str, seed: int) -> np.ndarray:
     """Up to GAP_TILES vectors `[n, D]` of an embeddings table, chosen by seed."""
-    columns = [storage.read_shard(archive / table / name, ["vector"])["vector"] for name in storage.shards(archive / table)]
+    columns = [
+        storage.read_shard(archive / table / name, ["vector"])["vector"] for name in storage.shards(archive / table)
+    ]
     rows = [np.asarray(vector, np.float32) for column in columns for vector in column.drop_null().to_pylist()]
     return np.stack([rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:GAP_TILES])])
 

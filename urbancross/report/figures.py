@@ -1,32 +1,21 @@
-"""What a run measured -> one HTML page that needs nothing else.
+"""The figures of a report: matplotlib to inline SVG, the same bytes for the same values."""
 
-`render` is pure: values in, text out. Pictures are data URIs, figures are inline SVG, there is no script, and the same
-report renders to the same bytes. Whatever a report leaves out is left out of the page.
-"""
-
-import base64
 import io
-import json
 import math
 import re
-from dataclasses import dataclass, field
 from itertools import pairwise
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
 
-BEFORE, AFTER = "source only", "adapted"  # the two models that the verdict compares
+from urbancross.report.contents import DomainGap
+from urbancross.report.words import real, with_interval
+
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#b4559b", "#555f6b"  # told apart by all eyes
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
-ENDS = ("written", "done_before", "skipped", "failed")  # what a tile can come to
-RECALLS = tuple((way, k) for way in ("tile_to_text", "text_to_tile") for k in ("R@1", "R@5", "R@10"))
 PANELS: dict[str, dict[str, str]] = {  # panel -> key of an event -> its name in the legend
     "Losses": {
         "loss": "total",
@@ -41,7 +30,6 @@ PANELS: dict[str, dict[str, str]] = {  # panel -> key of an event -> its name in
 }
 POINTS_PER_LINE = 400
 POINTS_PER_DOMAIN = 2000
-THUMBNAIL_PX, THUMBNAIL_BYTES = 224, 32_000  # a picture past either is shrunk: a page holds hundreds
 FIGURE_STYLE: Any = {  # matplotlib types its keys one by one
     "svg.fonttype": "none",  # text stays text: small, selectable, in the reader's own font
     "svg.hashsalt": "urbancross",  # without it ids are random
@@ -58,176 +46,21 @@ FIGURE_STYLE: Any = {  # matplotlib types its keys one by one
 }
 
 
-@dataclass(frozen=True)
-class Hit:
-    tile_id: str
-    score: float
-    image: bytes  # encoded: JPEG, PNG or WebP
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class DomainGap:
-    """How far apart one model places two domains."""
-
-    source: np.ndarray  # [n, D] embeddings
-    target: np.ndarray  # [m, D]
-    proxy_a_distance: float  # 0: a classifier cannot tell the domains apart; 2: it always can
-    mmd2: float
-    mmd2_p: float
-
-
-@dataclass(frozen=True)
-class Report:
-    title: str
-    subtitle: str
-    balances: list[dict[str, Any]] = field(default_factory=list)
-    """One a stage and archive: stage, archive, read, written, done_before, skipped, failed."""
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    """archive, table, reason, count."""
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Model -> its metrics.json."""
-    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Verb -> its events in order; any key may be absent from an event."""
-    gaps: dict[str, DomainGap] = field(default_factory=dict)
-    """Model -> its domain gap."""
-    queries: dict[str, dict[str, list[Hit]]] = field(default_factory=dict)
-    """Query -> model -> its best tiles, best first."""
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Verb -> its full configuration."""
-
-
-class Verdict(NamedTuple):
-    outcome: str  # higher | lower | unclear | none
-    sentence: str
-
-
 class Panel(NamedTuple):
     title: str
     detail: str
     svg: Markup
 
 
-def render(report: Report) -> str:
-    """The whole page."""
-    page = Environment(
-        loader=PackageLoader("urbancross"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    page.filters.update(percent=percent, interval=interval, data_uri=data_uri, number=number, plain=plain)
-    with rc_context(FIGURE_STYLE):
-        interval_panels = [mr_panel(report.metrics)] if report.metrics else []
-        curve_panels = {verb: curve_panels_of(verb, events) for verb, events in report.curves.items()}
-        gap_panels = [gap_panel(f"gap-{i}", model, gap) for i, (model, gap) in enumerate(report.gaps.items())]
-    return page.get_template("report.html.j2").render(
-        report=report,
-        verdict=verdict(report.metrics),
-        recalls=RECALLS,
-        off_by=[unaccounted(balance) for balance in report.balances],
-        totals={key: sum(b.get(key, 0) for b in report.balances) for key in ("read", *ENDS)},
-        interval_panels=interval_panels,
-        curve_panels={verb: panels for verb, panels in curve_panels.items() if panels},
-        gap_panels=gap_panels,
-        only_here={query: only_here(models) for query, models in report.queries.items()},
-    )
-
-
-# ---- words and numbers
-
-
-def verdict(metrics: dict[str, dict[str, Any]]) -> Verdict:
-    """One sentence on what adaptation did to mR, judged by whether the two 95 % intervals overlap."""
-    known = {model: m for model, m in metrics.items() if not math.isnan(_real(m.get("mR")))}
-    if not {BEFORE, AFTER} <= known.keys():
-        said = [
-            f"{model}: mR {_with_interval(m)}, by chance {percent(m.get('chance_mR'))}." for model, m in known.items()
-        ]
-        return Verdict("none", " ".join(said))
-    before, after = known[BEFORE], known[AFTER]
-    values = f"{_with_interval(after)} adapted, {_with_interval(before)} source only"
-    if differ := [key for key in ("protocol", "split", "gallery") if before.get(key) != after.get(key)]:
-        return Verdict("unclear", f"Not comparable: mR is {values}, but {' and '.join(differ)} differ.")
-    was, now = before.get("ci95", {}).get("mR"), after.get("ci95", {}).get("mR")
-    if not was or not now:
-        return Verdict("unclear", f"mR is {values}; without both 95 % intervals the difference cannot be judged.")
-    if now[0] > was[1]:
-        return Verdict("higher", f"mR is higher after adaptation: {values}. The 95 % intervals do not overlap.")
-    if now[1] < was[0]:
-        return Verdict("lower", f"mR is lower after adaptation: {values}. The 95 % intervals do not overlap.")
-    return Verdict("unclear", f"No clear difference in mR: {values}. The 95 % intervals overlap.")
-
-
-def unaccounted(balance: dict[str, Any]) -> int:
-    """Tiles read that came to no end; below zero, more ended than were read; 0 balances."""
-    return balance.get("read", 0) - sum(balance.get(end, 0) for end in ENDS)
-
-
-def only_here(models: dict[str, list[Hit]]) -> dict[str, set[str]]:
-    """For each model, the tiles that no other model found; empty sets where there is nothing to compare."""
-    found = {model: {hit.tile_id for hit in hits} for model, hits in models.items() if hits}
-    others = {model: [ids for other, ids in found.items() if other != model] for model in found}
-    return {m: found[m].difference(*others[m]) if others.get(m) else set() for m in models}
-
-
-def percent(share: Any) -> str:
-    """0.1234 -> 12.3 %."""
-    value = _real(share)
-    return "–" if math.isnan(value) else f"{100 * value:.1f}\u00a0%"
-
-
-def interval(ends: Any) -> str:
-    """(0.1, 0.2) -> [10.0, 20.0]; nothing -> nothing."""
-    return f"[{100 * ends[0]:.1f},\u00a0{100 * ends[1]:.1f}]" if ends else ""
-
-
-def number(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def plain(value: Any) -> str:
-    """A setting as a person would type it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def data_uri(picture: bytes) -> str:
-    """A picture as the text of a `src`; a large one shrunk, one that cannot be read as an empty text."""
-    try:
-        with Image.open(io.BytesIO(picture)) as image:
-            kind = Image.MIME[image.format or ""]
-            if max(image.size) > THUMBNAIL_PX or len(picture) > THUMBNAIL_BYTES:
-                small = image.convert("RGB")
-                small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-                file = io.BytesIO()
-                small.save(file, "JPEG", quality=82)
-                kind, picture = "image/jpeg", file.getvalue()
-    except (UnidentifiedImageError, OSError):
-        return ""
-    return f"data:{kind};base64,{base64.b64encode(picture).decode()}"
-
-
-def _with_interval(metrics: dict[str, Any]) -> str:
-    return f"{percent(metrics['mR'])} {interval(metrics.get('ci95', {}).get('mR'))}".strip()
-
-
-def _real(value: Any) -> float:
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-
-
-# ---- figures
-
-
 def mr_panel(metrics: dict[str, dict[str, Any]]) -> Panel:
     """mR of every model with its interval, and chance, on one axis."""
     figure, axes = _figure(height_inch=0.75 + 0.35 * len(metrics))
     for row, m in enumerate(metrics.values()):
-        value = 100 * _real(m.get("mR"))
+        value = 100 * real(m.get("mR"))
         if ends := m.get("ci95", {}).get("mR"):
             axes.plot([100 * end for end in ends], [row, row], color=COLOURS[row % 5], linewidth=5, alpha=0.35)
         axes.plot([value], [row], "o", color=COLOURS[row % 5])
-    chances = {100 * _real(m.get("chance_mR")) for m in metrics.values()}
+    chances = {100 * real(m.get("chance_mR")) for m in metrics.values()}
     for chance in sorted(value for value in chances if not math.isnan(value)):
         axes.axvline(chance, color=GREY, linestyle="--", linewidth=1)
         above = axes.get_xaxis_transform()
@@ -235,7 +68,7 @@ def mr_panel(metrics: dict[str, dict[str, Any]]) -> Panel:
     axes.set(yticks=range(len(metrics)), yticklabels=list(metrics), xlabel="mR, %", ylim=(len(metrics) - 0.4, -0.6))
     axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)
-    said = "; ".join(f"{model} {_with_interval(m)}" for model, m in metrics.items() if "mR" in m)
+    said = "; ".join(f"{model} {with_interval(m)}" for model, m in metrics.items() if "mR" in m)
     return Panel("mR and its 95 % interval", "", inline_svg(figure, "mr", f"mR: {said}"))
 
 
@@ -320,7 +153,7 @@ def _figure(height_inch: float) -> tuple[Figure, Axes]:
 def _progress(events: list[dict[str, Any]]) -> tuple[list[float], str]:
     """Where each event lies on the x axis: its step or its epoch if that never runs backwards, else its number."""
     for key in ("step", "epoch"):
-        x = [_real(event.get(key)) for event in events]
+        x = [real(event.get(key)) for event in events]
         known = [at for at in x if not math.isnan(at)]
         if known and all(a <= b for a, b in pairwise(known)):
             return x, key
@@ -329,7 +162,7 @@ def _progress(events: list[dict[str, Any]]) -> tuple[list[float], str]:
 
 def _line(x: list[float], values: list[Any]) -> np.ndarray:
     """[2, n] of x and y where both are known; neighbours averaged where there are too many to see."""
-    points = np.array([x, [_real(value) for value in values]], dtype=float)
+    points = np.array([x, [real(value) for value in values]], dtype=float)
     points = points[:, np.isfinite(points).all(axis=0)]
     apart = max(1, math.ceil(points.shape[1] / POINTS_PER_LINE))
     starts = np.arange(0, points.shape[1], apart)

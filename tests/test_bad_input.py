@@ -1,0 +1,57 @@
+"""Bad input, as a user meets it: exit code 2, one line on stderr, nothing left behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def urbancross(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "urbancross.cli", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def write_captions(folder: Path, *lines: dict | str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (folder / "captions.jsonl").write_text("\n".join(text))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "wanted"),
+    [
+        (None, ["ingest", "--source", "{tmp}/nowhere"], "no such file or folder; give a folder with captions.jsonl"),
+        ([], ["ingest", "--source", "{tmp}/set"], "has no entries; give a captioned set"),
+        (
+            [{"image": "a.jpg", "captions": ["x"]}, {"image": "b.jpg", "captions": ["y"]}],
+            ["ingest", "--source", "{tmp}/set"],
+            "none of its 2 images is there",
+        ),
+        (["{not json"], ["ingest", "--source", "{tmp}/set"], "captions.jsonl line 1: not JSON"),
+        (None, ["embed", "--checkpoint", "startre"], "neither a checkpoint folder nor a model; try starter"),
+        (None, ["pretrain", "--model", "ViT-B-32/opneai", "--out", "{tmp}/c"], "try ViT-B-32/openai"),
+    ],
+    ids=["missing folder", "empty set", "absent images", "broken line", "unknown model", "unknown tag"],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    tmp_path: Path, make: list | None, arguments: list[str], wanted: str
+):
+    if make is not None:
+        write_captions(tmp_path / "set", *make)
+    archive = tmp_path / "archive"
+    told = [argument.format(tmp=tmp_path) for argument in arguments]
+    told += ["--archive", str(archive)] + (["--domain", "d"] if told[0] == "ingest" else [])
+    if told[0] != "ingest":
+        archive.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    ran = urbancross(*told)
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stdout == ""
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert ran.stderr.startswith(f"urbancross {told[0]}: ")
+    assert wanted in ran.stderr
+    assert sorted(tmp_path.rglob("*")) == before
