@@ -18,8 +18,10 @@ from shapely import LineString, Point, Polygon
 from shapely.geometry.base import BaseGeometry
 
 from urbancross.errors import ConfigError
-from urbancross.world import NORTHLAND, SOUTHLAND, Country, WrittenCountry, main_tag, write_country
-from urbancross.world_drawing import INVISIBLE, KINDS
+from urbancross.world import NORTHLAND, SOUTHLAND, Country, WrittenCountry, write_country
+from urbancross.world.districts import KINDS
+from urbancross.world.osm import main_tag
+from urbancross.world.shapes import INVISIBLE
 
 SCENES, SCENE_PX = 6, 512
 ABOUT = {"in_map", "scene", "osm_id", "map_tag"}
