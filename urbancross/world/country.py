@@ -111,3 +111,10 @@ SOUTHLAND = Country(
         noise=3.5,
     ),
 )
+
+
+def corner(country: Country, scene: int, scene_px: int) -> tuple[float, float]:
+    """UTM metres of a scene's north-west corner: three scenes to a row, 256 px apart, more than a tile."""
+    step = (scene_px + 256) * country.gsd_m
+    east, north = country.origin
+    return east + scene % 3 * step, north - scene // 3 * step

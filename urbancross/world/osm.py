@@ -13,8 +13,7 @@ from pyproj import Transformer
 from shapely import Point, Polygon, affinity, box
 from shapely.geometry.base import BaseGeometry
 
-from urbancross.world.country import Country
-from urbancross.world.scenes import corner
+from urbancross.world.country import Country, corner
 from urbancross.world.shapes import INVISIBLE, Feature
 
 

@@ -10,7 +10,7 @@ import rasterio
 from rasterio.enums import Resampling
 
 from urbancross.errors import ConfigError
-from urbancross.world.country import Country
+from urbancross.world.country import Country, corner
 from urbancross.world.layout import deal, lay_out
 from urbancross.world.osm import survey, write_osm, write_truth
 from urbancross.world.painting import draw
@@ -58,13 +58,6 @@ def write_country(country: Country, out: Path, scenes: int = 6, scene_px: int = 
     write_truth(out / "truth.geojson", country, entries, stale, counts)
     districts = Counter(kind for kinds in deck for kind in kinds)
     return WrittenCountry(tuple(paths), out / "map.osm", out / "truth.geojson", counts, dict(sorted(districts.items())))
-
-
-def corner(country: Country, scene: int, scene_px: int) -> tuple[float, float]:
-    """UTM metres of a scene's north-west corner: three scenes to a row, 256 px apart, more than a tile."""
-    step = (scene_px + 256) * country.gsd_m
-    east, north = country.origin
-    return east + scene % 3 * step, north - scene // 3 * step
 
 
 def write_scene(path: Path, country: Country, pixels: np.ndarray, north_west: tuple[float, float]) -> None:
