@@ -1,6 +1,7 @@
 """One settings model per verb, and the command line that fills it. A default lives here and nowhere else."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Literal, TypeVar
@@ -214,7 +215,7 @@ class AdaptConfig(TrainingConfig):
     """Highest learning rate of the heads (one cycle)."""
     discriminator_lr: PositiveFloat = 1e-3
     """Learning rate of the discriminators."""
-    loss: Literal["triplet", "contrastive"] = "triplet"
+    loss: Literal["triplet", "contrastive"] = "contrastive"
     """Loss on source pairs: weighted triplet, or the contrastive loss of pretraining."""
     negative: Literal["hardest", "semi-hard"] = "hardest"
     """Which cross-modal negative the triplet takes."""
@@ -228,7 +229,7 @@ class AdaptConfig(TrainingConfig):
     """Share of source candidates at the start."""
     weights: Literal["similarity", "iwan", "uniform", "shuffled"] = "similarity"
     """How source pairs are weighted."""
-    adversary_weight: NonNegativeFloat = 0.1
+    adversary_weight: NonNegativeFloat = 0.01
     """Weight of the adversarial term, for tiles and for texts alike."""
     reversal_max: NonNegativeFloat = 1.0
     """Strength of the gradient reversal at the end of its ramp."""
@@ -319,13 +320,13 @@ class DemoConfig(Config):
     """Captioned set of the target; default: a drawn country."""
     query: str = "a harbour with many boats"
     """The text query that the demo answers at its end."""
-    scenes: PositiveInt = 12
+    scenes: int = Field(default=9, ge=3)
     """Scenes per drawn country."""
     segments: Literal["felzenszwalb", "grid", "none"] = "felzenszwalb"
     """Segment engine, or none."""
     workers: PositiveInt = Field(default=os.cpu_count() or 1)
     """Actors and training processes that work at the same time."""
-    seed: int = 0
+    seed: int = 1
     """Seed of everything."""
 
 
@@ -339,7 +340,7 @@ def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> 
     """
     kind.model_config["cli_prog_name"] = program
     try:
-        return CliApp.run(kind, cli_args=list(arguments))
+        return CliApp.run(kind, cli_args=_with_negative_values(arguments))
     except ValidationError as error:
         lines = [
             f"{_flag(problem['loc'])}: {problem['msg']}"
@@ -350,6 +351,18 @@ def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> 
         lines = [str(error).removeprefix("error parsing CLI: ").replace("\n", " ")]
     print("\n".join(f"{program}: {line}; see {program} --help" for line in lines), file=sys.stderr)
     sys.exit(2)
+
+
+def _with_negative_values(arguments: Sequence[str]) -> list[str]:
+    """`--bbox -3.2,55.9,...` as `--bbox=-3.2,55.9,...`: argparse takes the value for a flag otherwise."""
+    joined: list[str] = []
+    for argument in arguments:
+        flag = joined[-1] if joined else ""
+        if re.match(r"-[\d.]", argument) and flag.startswith("--") and "=" not in flag:
+            joined[-1] = f"{flag}={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _flag(location: tuple[int | str, ...]) -> str:

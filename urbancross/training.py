@@ -213,7 +213,7 @@ def adapt(
                 "loss": loss.item(),
                 "triplet" if config.loss == "triplet" else "tile_text": terms["source"].item(),
                 "adversary": (terms["adversary_image"] + terms["adversary_text"]).item() / 2,
-                "pace": len(batch.rows) / (config.ratio * size),
+                "pace": len(batch.rows) / min(config.ratio * size, len(source)),
                 "effective_sample_size": curriculum.effective_sample_size(weights) / len(weights),
                 "discriminator_accuracy": torch.stack(right).mean().item(),
                 "margin": margin,

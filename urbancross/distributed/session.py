@@ -20,23 +20,36 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    else:
-        # Two logical CPUs more than cores: Ray's own short tasks must find one while actors hold the rest.
-        ray.init(
-            address="local",
-            num_cpus=(os.cpu_count() or 1) + 2,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side calls routine matters errors, on stderr
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    with _stderr_closed():  # where that C++ side says that it took the level
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+        else:
+            # Two logical CPUs more than cores: Ray's own short tasks must find one while actors hold the rest.
+            cpus = (os.cpu_count() or 1) + 2
+            ray.init(
+                address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet
+            )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # progress is told in tiles, by `counted`
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """Drop what is written to file descriptor 2 meanwhile; exceptions still come out."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class Tally:

@@ -1,0 +1,103 @@
+"""Tables to batches: a tile with its own captions, in an order that the seed decides."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from urbancross import schemas
+from urbancross.errors import ConfigError
+from urbancross.pairs import Batch, Pairs, gather_pairs, text_key
+from urbancross.tiles import encode
+
+
+def ragged() -> Pairs:
+    """Three tiles with 1, 3 and 2 captions."""
+    starts = torch.tensor([0, 1, 4, 6])
+    return Pairs(
+        torch.eye(3),
+        torch.arange(6.0)[:, None],
+        starts,
+        torch.arange(6),
+        torch.zeros(3, 0, 3),
+        torch.zeros(3, 0, dtype=torch.bool),
+    )
+
+
+def test_a_tile_gets_its_own_captions_and_each_of_them_in_time():
+    data, g = ragged(), torch.Generator().manual_seed(0)
+    seen: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
+    for _ in range(100):
+        batch = data.choose(torch.tensor([2, 0, 1]), g)
+        for row, caption in zip(batch.rows.tolist(), batch.captions.tolist(), strict=True):
+            seen[row].add(caption)
+    assert seen == {0: {0}, 1: {1, 2, 3}, 2: {4, 5}}
+
+
+def test_an_epoch_holds_every_tile_once_in_an_order_of_the_seed():
+    def rows(seed: int) -> list[int]:
+        return [row for batch in ragged().epoch(1, torch.Generator().manual_seed(seed)) for row in batch.rows.tolist()]
+
+    assert sorted(rows(0)) == [0, 1, 2]
+    assert rows(0) == rows(0)
+    assert len({tuple(rows(seed)) for seed in range(8)}) > 1
+
+
+def test_processes_share_a_batch_without_overlap_and_cut_what_cannot_be_shared():
+    batch = Batch(torch.arange(7), torch.arange(7) * 10)
+    parts = [batch.part(rank, 3) for rank in range(3)]
+    assert [part.rows.tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert parts[2].captions.tolist() == [40, 50]
+
+
+def test_texts_that_differ_in_case_and_spacing_are_one_text():
+    assert text_key("A  lake .") == text_key("a lake .")
+    assert text_key("a lake") != text_key("a lake .")
+    assert 0 <= text_key("x") < 2**63
+
+
+def shard() -> dict[str, pa.Table]:
+    """A train tile with two captions and one segment, a failed one, a valid one, and a train one without segments."""
+    tiles = [{"tile_id": t, "split": s} for t, s in (("a", "train"), ("b", "train"), ("c", "valid"), ("d", "train"))]
+    captions = [["One", "two"], ["lost"], ["other"], ["four"]]
+    features = [
+        {"tile_id": "a", "image": [1.0, 2.0], "texts": [[1.0], [2.0]], "segments": [[5.0, 6.0]], "failure": None},
+        {"tile_id": "b", "image": None, "texts": None, "segments": None, "failure": "failed:x"},
+        {"tile_id": "c", "image": [3.0, 4.0], "texts": [[3.0]], "segments": [], "failure": None},
+        {"tile_id": "d", "image": [7.0, 8.0], "texts": [[4.0]], "segments": [], "failure": None},
+    ]
+    return {
+        "tiles": pa.Table.from_pylist(tiles),
+        "captions": pa.table({"captions": captions}),
+        "features": pa.Table.from_pylist(features, schema=schemas.features(2, 1)),
+    }
+
+
+def test_gathered_pairs_are_those_of_the_split_each_with_its_own_features():
+    data = gather_pairs([shard(), shard()], "train", max_segments=2, images=False)
+    assert data.images.tolist() == [[1, 2], [7, 8]] * 2
+    assert data.texts.flatten().tolist() == [1, 2, 4] * 2
+    assert data.starts.tolist() == [0, 2, 3, 5, 6]
+    assert data.text_keys.tolist() == [text_key(t) for t in ("one", "two", "four")] * 2
+    assert data.present.tolist() == [[True, False], [False, False]] * 2
+    assert data.segments[0].tolist() == [[5, 6], [0, 0]]
+
+
+def test_a_split_without_pairs_is_said():
+    with pytest.raises(ConfigError, match="no tile of split test has a caption"):
+        gather_pairs([shard()], "test", 0, images=False)
+
+
+def test_the_tower_sees_all_eight_orientations_and_only_those(tmp_path: Path):
+    tile = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    eight = {np.rot90(side, k).tobytes() for side in (tile, tile[:, ::-1]) for k in range(4)}
+    data = Pairs(*(torch.zeros(1),) * 6, encoded=[encode(tile)])
+    g = torch.Generator().manual_seed(0)
+    seen = {
+        np.ascontiguousarray(data.pixels(torch.tensor([0]), 8, 8, g)[0].permute(1, 2, 0).numpy()).tobytes()
+        for _ in range(120)
+    }
+    assert seen == eight
+    assert data.pixels(torch.tensor([0, 0]), 8, 5, g).shape == (2, 3, 5, 5)

@@ -1,0 +1,106 @@
+"""Exact search over shards, against brute force; and which table a name stands for."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from urbancross import schemas, search, storage, tables
+from urbancross.errors import ConfigError, SchemaError
+
+WIDTH = 4
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Three shards of five tiles; tile 7 failed; odd tiles are `test`; tile k lies at longitude k."""
+    rng = np.random.default_rng(0)
+    for shard in range(3):
+        name = f"part-{shard:05d}.parquet"
+        ids = [5 * shard + i for i in range(5)]
+        vectors = rng.normal(size=(5, WIDTH)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        rows = [
+            {"tile_id": f"t{k}", "vector": None if k == 7 else v, "failure": "failed:x" if k == 7 else None}
+            for k, v in zip(ids, vectors, strict=True)
+        ]
+        maker = storage.with_made_by(schemas.embeddings(WIDTH), {"settings": {"checkpoint": "abc"}})
+        storage.publish_shard(tmp_path / "embeddings@m" / name, pa.Table.from_pylist(rows, schema=maker))
+        tiles = [
+            {"tile_id": f"t{k}", "domain": "d", "split": "test" if k % 2 else "train", "bounds": [k, 0, k + 0.5, 1]}
+            for k in ids
+        ]
+        storage.publish_shard(tmp_path / "tiles" / name, pa.Table.from_pylist(tiles, schema=schemas.TILES))
+        captions = [{"tile_id": f"t{k}", "captions": [f"caption {k}"]} for k in ids]
+        storage.publish_shard(
+            tmp_path / "captions@given" / name, pa.Table.from_pylist(captions, schema=schemas.CAPTIONS)
+        )
+    return tmp_path
+
+
+def brute_force(archive: Path, query: np.ndarray) -> list[str]:
+    rows = [
+        r
+        for n in storage.shards(archive / "embeddings@m")
+        for r in storage.read_shard(archive / "embeddings@m" / n).to_pylist()
+    ]
+    return [
+        row["tile_id"] for row in sorted((r for r in rows if r["vector"]), key=lambda r: -np.dot(r["vector"], query))
+    ]
+
+
+QUERY = np.array([1, 0.5, -0.2, 0.1], np.float32)
+
+
+def test_the_best_tiles_are_those_of_brute_force_in_order(archive: Path):
+    hits = search.best(archive, "embeddings@m", QUERY, top=6)
+    assert [hit.tile_id for hit in hits] == brute_force(archive, QUERY)[:6]
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5, 6]
+    assert hits[0].captions == [f"caption {hits[0].tile_id[1:]}"]
+
+
+def test_a_failed_tile_is_never_found_and_asking_for_all_returns_the_rest(archive: Path):
+    hits = search.best(archive, "embeddings@m", QUERY, top=100)
+    assert len(hits) == 14
+    assert "t7" not in {hit.tile_id for hit in hits}
+
+
+def test_filters_by_split_and_by_place(archive: Path):
+    assert {hit.tile_id for hit in search.best(archive, "embeddings@m", QUERY, 100, split="test")} == {
+        f"t{k}" for k in (1, 3, 5, 9, 11, 13)
+    }
+    found = search.best(archive, "embeddings@m", QUERY, 100, bbox=(2.7, 0.2, 5.1, 0.3))
+    assert {hit.tile_id for hit in found} == {"t3", "t4", "t5"} - {"t3"} | {"t3"}
+    assert search.best(archive, "embeddings@m", QUERY, 100, bbox=(50, 0, 51, 1)) == []
+
+
+def test_equal_scores_come_in_the_order_of_the_table(archive: Path, tmp_path: Path):
+    rows = [{"tile_id": f"t{k}", "vector": [1, 0, 0, 0], "failure": None} for k in range(5)]
+    table = pa.Table.from_pylist(rows, schema=schemas.embeddings(WIDTH))
+    storage.publish_shard(archive / "embeddings@same" / "part-00000.parquet", table)
+    assert [hit.tile_id for hit in search.best(archive, "embeddings@same", QUERY, 3)] == ["t0", "t1", "t2"]
+
+
+def test_one_variant_is_the_default_and_several_have_to_be_told(archive: Path):
+    assert tables.table_of(archive, "embeddings", None, "embeddings") == "embeddings@m"
+    assert tables.embeddings_by(archive, "abc") == "embeddings@m"
+    assert tables.embeddings_by(archive, "other") is None
+    with pytest.raises(ConfigError, match="has no segments table"):
+        tables.table_of(archive, "segments", None, "segments")
+    with pytest.raises(ConfigError, match="--captions gvien: .* has no captions@gvien; it has captions@given"):
+        tables.table_of(archive, "captions", "gvien", "captions")
+    storage.publish_shard(archive / "captions@template" / "part-00000.parquet", pa.table({"tile_id": ["t0"]}))
+    with pytest.raises(
+        ConfigError, match="has several: captions@given, captions@template; say which with --captions given"
+    ):
+        tables.table_of(archive, "captions", None, "captions")
+
+
+def test_tables_that_do_not_hold_the_same_tiles_are_not_joined(archive: Path):
+    storage.publish_shard(
+        archive / "captions@bad" / "part-00000.parquet",
+        pa.Table.from_pylist([{"tile_id": f"x{k}"} for k in range(5)], schema=schemas.CAPTIONS),
+    )
+    with pytest.raises(SchemaError, match="does not hold the tiles of tiles/part-00000.parquet"):
+        tables.read_aligned(archive, {"tiles": ["split"], "captions@bad": ["captions"]}, "part-00000.parquet")

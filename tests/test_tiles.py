@@ -1,0 +1,212 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from PIL import Image
+from rasterio.transform import from_origin
+
+from urbancross import tiles
+from urbancross.errors import ConfigError, TileError
+
+NOISE = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)  # H 8, W 10
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def read(tmp_path: Path, data: bytes, name: str = "tile") -> bytes:
+    (tmp_path / name).write_bytes(data)
+    return tiles.read_image(tmp_path / name)
+
+
+def write_scene(file: Path, pixels: np.ndarray, crs="EPSG:32635", transform=None, tags=None, **profile) -> Path:
+    bands, height, width = pixels.shape
+    transform = transform or from_origin(500_000, 6_000_000, 10, 10)
+    profile |= {"driver": "GTiff", "width": width, "height": height, "count": bands, "dtype": pixels.dtype}
+    with rasterio.open(file, "w", crs=crs, transform=transform, **profile) as raster:
+        raster.write(pixels)
+        raster.update_tags(**(tags or {}))
+    return file
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 80}), ("PNG", {}), ("WEBP", {"lossless": True})])
+def test_rgb_images_are_kept_byte_for_byte(tmp_path, kind, options):
+    data = encoded(Image.fromarray(NOISE), kind, **options)
+    assert read(tmp_path, data) == data
+
+
+def test_another_encoding_becomes_png_with_the_same_pixels(tmp_path):
+    kept = read(tmp_path, encoded(Image.fromarray(NOISE), "TIFF"))
+    assert Image.open(io.BytesIO(kept)).format == "PNG"
+    np.testing.assert_array_equal(tiles.decode(kept), NOISE)
+
+
+def test_a_cmyk_jpeg_becomes_rgb_of_the_same_colours(tmp_path):
+    red = np.zeros((16, 16, 4), dtype=np.uint8)
+    red[...] = (0, 255, 255, 0)  # no cyan, all magenta and yellow
+    kept = read(tmp_path, encoded(Image.fromarray(red, "CMYK"), "JPEG", quality=95))
+    assert Image.open(io.BytesIO(kept)).mode == "RGB"
+    np.testing.assert_allclose(tiles.decode(kept)[8, 8], (255, 0, 0), atol=6)
+
+
+def test_a_16_bit_image_keeps_its_high_byte_instead_of_turning_white(tmp_path):
+    deep = np.array([[0, 255, 256, 0x1234, 0x8000, 0xFFFF]], dtype=np.uint16)
+    kept = read(tmp_path, encoded(Image.fromarray(deep), "PNG"))
+    wanted = np.repeat(np.array([[0, 0, 1, 0x12, 0x80, 0xFF]], dtype=np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(tiles.decode(kept), wanted)
+    assert Image.open(io.BytesIO(kept)).mode == "RGB"
+    np.testing.assert_array_equal(tiles.decode((tmp_path / "tile").read_bytes()), wanted)
+
+
+def test_greyscale_palette_and_transparent_images_become_rgb(tmp_path):
+    grey = Image.fromarray(NOISE[..., 0])
+    np.testing.assert_array_equal(tiles.decode(read(tmp_path, encoded(grey, "PNG"))), np.stack([NOISE[..., 0]] * 3, -1))
+
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(tiles.decode(read(tmp_path, encoded(palette, "PNG"))), [[(10, 20, 30), (40, 50, 60)]])
+
+    clear = np.concatenate([NOISE, np.full((8, 10, 1), 128, np.uint8)], axis=2)
+    kept = read(tmp_path, encoded(Image.fromarray(clear), "PNG"))
+    assert Image.open(io.BytesIO(kept)).mode == "RGB"
+    np.testing.assert_array_equal(tiles.decode(kept), NOISE)
+
+
+def test_an_image_of_one_pixel_is_a_tile(tmp_path):
+    data = encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")
+    np.testing.assert_array_equal(tiles.decode(read(tmp_path, data)), [[(1, 2, 3)]])
+
+
+def test_files_that_are_no_whole_image_fail_with_the_reason(tmp_path):
+    jpeg, png = (encoded(Image.fromarray(np.tile(NOISE, (8, 8, 1))), kind) for kind in ("JPEG", "PNG"))
+    for data, reason in [
+        (b"", "empty file"),
+        (b"this is a text", "not an image"),
+        (jpeg[: len(jpeg) // 2], "corrupt image: image file is truncated"),
+        (png[: len(png) // 2], "corrupt image: "),
+        (jpeg[:10], "not an image|corrupt image"),
+    ]:
+        with pytest.raises(TileError, match=reason):
+            read(tmp_path, data, "tile.jpg")
+    for data in (b"", b"text", jpeg[: len(jpeg) // 2]):
+        with pytest.raises(TileError):
+            tiles.decode(data)
+
+
+def test_an_absent_file_and_a_folder_fail_with_the_reason(tmp_path):
+    with pytest.raises(TileError, match="no such file"):
+        tiles.read_image(tmp_path / "absent.jpg")
+    with pytest.raises(TileError, match="cannot be read: Is a directory"):
+        tiles.read_image(tmp_path)
+
+
+def test_an_image_too_wide_to_be_a_tile_is_refused_with_its_size(tmp_path):
+    with pytest.raises(TileError, match="20000 x 1 px, at most 8192 a side"):
+        read(tmp_path, encoded(Image.new("1", (20_000, 1)), "PNG"))
+    assert tiles.decode(read(tmp_path, encoded(Image.new("1", (8192, 1)), "PNG"))).shape == (1, 8192, 3)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused_before_it_is_unpacked(tmp_path):
+    bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    with pytest.raises(TileError, match="too large"):
+        read(tmp_path, bomb)
+
+
+def test_cells_in_degrees_have_the_bounds_that_their_pixels_have(tmp_path):
+    scene = write_scene(
+        tmp_path / "scene.tif", np.zeros((3, 5, 6), np.uint8), "EPSG:4326", from_origin(24.0, 60.0, 0.001, 0.001)
+    )
+    cells = list(tiles.cells(scene, tile_px=2))
+    assert [cell.tile_id for cell in cells] == [f"scene/{row:05d}-{col:05d}" for row in (0, 1) for col in (0, 1, 2)]
+    last = cells[-1]  # row 1, column 2
+    assert last.window == (4, 2, 6, 4)
+    assert last.bounds == pytest.approx((24.004, 59.996, 24.006, 59.998), abs=1e-9)
+    assert last.crs == "EPSG:4326"
+    assert last.gsd_m == pytest.approx(111.32)  # 0.001 degrees of latitude
+    assert last.datetime is None
+
+
+def test_cells_in_metres_get_their_bounds_in_degrees(tmp_path):
+    # UTM zone 35 has its central meridian at 27 degrees east, where x is 500,000 and the scale 0.9996.
+    scene = write_scene(
+        tmp_path / "scene.tif",
+        np.zeros((3, 200, 200), np.uint8),
+        transform=from_origin(499_000, 1_000, 10, 10),
+        tags={"TIFFTAG_DATETIME": "2024:06:01 10:20:30"},
+    )
+    (cell,) = tiles.cells(scene, tile_px=200)
+    # At the equator a degree of longitude is pi * 6,378,137 m / 180, and one of latitude 110,574 m.
+    lon, lat = 1000 / 0.9996 / 111_319.49, 1000 / 0.9996 / 110_574.4
+    assert cell.bounds == pytest.approx((27 - lon, -lat, 27 + lon, lat), abs=1e-6)
+    assert cell.gsd_m == 10.0
+    assert cell.crs == "EPSG:32635"
+    assert cell.datetime == "2024-06-01T10:20:30Z"
+
+
+def test_a_scene_in_feet_has_its_ground_sample_distance_in_metres(tmp_path):
+    scene = write_scene(tmp_path / "scene.tif", np.zeros((3, 2, 2), np.uint8), "EPSG:2263")  # New York, US survey feet
+    (cell,) = tiles.cells(scene, tile_px=2)
+    assert cell.gsd_m == pytest.approx(3.048, abs=1e-4)  # pixels of 10 feet
+
+
+def test_a_raster_without_a_reference_system_and_a_file_that_is_none_are_told_apart(tmp_path):
+    scene = write_scene(tmp_path / "scene.tif", np.zeros((3, 2, 2), np.uint8), crs=None)
+    with pytest.raises(TileError, match="no coordinate reference system"):
+        next(tiles.cells(scene, tile_px=2))
+    (tmp_path / "text.tif").write_text("not a raster")
+    with pytest.raises(TileError, match="not a raster"):
+        next(tiles.cells(tmp_path / "text.tif", tile_px=2))
+
+
+def test_a_window_holds_the_pixels_of_its_place(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 6, 8), dtype=np.uint8)  # a fourth band, left out
+    scene = write_scene(tmp_path / "scene.tif", pixels, photometric="RGB", alpha="NO")
+    read = tiles.decode(tiles.read_window(scene, (3, 1, 7, 4)))
+    np.testing.assert_array_equal(read, np.moveaxis(pixels[:3, 1:4, 3:7], 0, -1))
+
+
+def test_a_window_of_other_bands_or_bits_fails_with_what_was_found(tmp_path):
+    for pixels, found in [
+        (np.zeros((1, 2, 2), np.uint8), "1 bands of uint8"),
+        (np.zeros((3, 2, 2), np.uint16), "uint16"),
+    ]:
+        scene = write_scene(tmp_path / "scene.tif", pixels)
+        with pytest.raises(TileError, match=rf"{found}, 3 of uint8 wanted"):
+            tiles.read_window(scene, (0, 0, 2, 2))
+    with pytest.raises(TileError, match="cannot be read"):
+        tiles.read_window(tmp_path / "absent.tif", (0, 0, 2, 2))
+
+
+def test_a_window_without_an_opaque_pixel_fails_and_one_with_one_does_not(tmp_path):
+    pixels = np.zeros((4, 2, 4), np.uint8)
+    pixels[3, 1, 3] = 255
+    scene = write_scene(tmp_path / "scene.tif", pixels, photometric="RGB", alpha="YES")
+    with pytest.raises(TileError, match="nothing but transparent pixels"):
+        tiles.read_window(scene, (0, 0, 2, 2))
+    assert tiles.decode(tiles.read_window(scene, (2, 0, 4, 2))).shape == (2, 2, 3)
+
+
+def test_a_footprint_is_the_box_of_its_bounds():
+    assert shapely.from_wkb(tiles.footprint([24.0, 60.0, 25.0, 61.5])).bounds == (24.0, 60.0, 25.0, 61.5)
+    assert tiles.footprint(None) is None
+
+
+def test_a_box_is_four_numbers_in_order():
+    assert tiles.parse_bbox("24.9,60.1, 25,60.2") == (24.9, 60.1, 25.0, 60.2)
+    assert tiles.parse_bbox("-180,-90,180,90") == (-180, -90, 180, 90)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "2,0,1,1", "0,2,1,1", "0,0,0,1", "-181,0,1,1", "0,0,1,91", "nan,0,1,1"],
+)
+def test_a_box_that_is_none_is_refused_with_an_example(text):
+    with pytest.raises(ConfigError, match=rf"--bbox {text}: want west,south,east,north"):
+        tiles.parse_bbox(text)
