@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+import rasterio.transform
 import shapely
 from PIL import Image, UnidentifiedImageError
 from rasterio.enums import ColorInterp
@@ -62,8 +63,8 @@ def cells(scene: Path, tile_px: int) -> Iterator[Cell]:
 
 def _bounds(raster: rasterio.DatasetReader, window: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = window
-    corners = [raster.transform * point for point in ((x0, y0), (x1, y0), (x0, y1), (x1, y1))]
-    lons, lats = warp_points(raster.crs, "EPSG:4326", [x for x, _ in corners], [y for _, y in corners])
+    xs, ys = rasterio.transform.xy(raster.transform, [y0, y0, y1, y1], [x0, x1, x0, x1], offset="ul")
+    lons, lats = warp_points(raster.crs, "EPSG:4326", xs, ys)
     return min(lons), min(lats), max(lons), max(lats)
 
 

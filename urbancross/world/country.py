@@ -4,7 +4,15 @@ from dataclasses import dataclass
 
 from pyproj import Transformer
 
-from urbancross.world.shapes import PAINT, RGB, Style
+from urbancross.world.shapes import RGB, Style
+
+PAINT: dict[str, RGB] = {
+    "white": (232, 234, 234),
+    "red": (172, 58, 48),
+    "blue": (52, 84, 142),
+    "dark": (52, 52, 56),
+    "orange": (204, 128, 58),
+}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""The kinds of district, each as a function that fills a site."""
+"""The kinds of district, each as a function that fills a site: what people built; `nature` holds the rest."""
 
 from collections.abc import Callable
 
 import numpy as np
-import shapely
 from shapely import LineString, Point, Polygon, affinity, box
 
+from urbancross.world.nature import beach, farmland, forest, lake, meadow
 from urbancross.world.shapes import blob, rectangle
 from urbancross.world.site import Site, car_park, pitch, vehicle
 
@@ -74,87 +74,6 @@ def industrial(site: Site) -> None:
                     vehicle(site, x, y1 - 1, 2.6, 9, 3.5)
 
 
-def forest(site: Site) -> None:
-    site.ground("forest", "landuse=forest")
-    gap, r = site.style.forest_gap_m, site.reach
-    x, y, radius = site.rng.uniform((-0.6, -0.6, 0.1), (0.6, 0.6, 0.3)) * r
-    clearing = blob(x, y, radius, site.rng)
-    spots = np.array(list(site.lattice(gap, gap * 0.87)))
-    if site.chance(0.5):
-        site.area(clearing, "meadow", "natural=grassland")
-        spots = spots[~shapely.contains_xy(clearing.buffer(2), spots)]
-    site.plant(spots + site.rng.uniform(-0.4, 0.4, spots.shape) * gap)
-
-
-def farmland(site: Site) -> None:
-    site.ground("soil", "landuse=farmland")
-    left, far = -site.reach * 1.5, site.reach * 1.5
-    while left < far:
-        wide, split = site.rng.uniform(28, 55), site.rng.uniform(-0.6, 0.6) * site.reach
-        for y0, y1 in ((-far, split), (split + 2, far)):
-            look = site.pick("crop", "crop_green", "stubble", "soil")
-            site.area(box(left + 1, y0, left + wide - 1, y1), look, vary=0.08)
-            for x in np.arange(left + 2.5, left + wide - 2, 4.2):
-                site.area(box(x, y0, x + 1.5, y1), look, shade=0.86, vary=0.02)
-        left += wide
-
-
-def meadow(site: Site) -> None:
-    site.ground("meadow", "landuse=meadow")
-    far, slope = site.reach * 1.5, site.rng.uniform(-0.3, 0.3)
-    for _ in range(4):
-        x, y = site.rng.uniform(-0.8, 0.8, 2) * site.reach
-        site.area(blob(x, y, site.rng.uniform(12, 28), site.rng), "meadow", vary=0.06)
-    site.street([(-far, -far * slope), (0, site.rng.uniform(-8, 8)), (far, far * slope)], "dirt", 2, "highway=path")
-    for x in np.arange(-far, far, 5):
-        site.tree(x, 0.55 * site.reach + slope * x, 0.8)
-    site.trees(9)
-
-
-def lake(site: Site) -> None:
-    site.ground("grass", "landuse=grass")
-    shore = blob(0, 0, site.reach * site.rng.uniform(0.65, 0.9), site.rng)
-    island = blob(site.reach * 0.2, -site.reach * 0.1, site.reach * 0.2, site.rng)
-    site.area(shore.buffer(3.5), "sand")
-    water = shore - island if site.chance(0.6) else shore
-    site.area(water, "water", "natural=water water=lake")
-    if len(water.interiors):
-        site.area(island, "grass", "place=islet")
-        for angle in np.arange(0, 6.2, 1.0):
-            r = site.reach * 0.1
-            site.tree(site.reach * 0.2 + r * np.cos(angle), r * np.sin(angle) - site.reach * 0.1)
-    for angle in np.arange(0, 6.28, 0.16):
-        r = site.reach * site.rng.uniform(1.12, 1.5)
-        if not shore.contains(Point(r * np.cos(angle), r * np.sin(angle)).buffer(4)):
-            site.tree(r * np.cos(angle), r * np.sin(angle), 1.2)
-
-
-def wavy(site: Site, y: float, swing: float) -> list[tuple[float, float]]:
-    """A shoreline from west to east around `y`."""
-    x = np.linspace(-2, 2, 40) * site.reach
-    phase = site.rng.uniform(0, 6.28, 2)
-    bend = np.sin(x / site.reach * 1.7 + phase[0]) + 0.4 * np.sin(x / site.reach * 4.1 + phase[1])
-    return [(float(a), float(b)) for a, b in zip(x, y + swing * bend, strict=True)]
-
-
-def beach(site: Site) -> None:
-    site.ground("grass", "landuse=grass")
-    far, line = site.reach * 2, wavy(site, site.reach * 0.15, site.reach * 0.1)
-    upper = [(x, y - site.reach * 0.55) for x, y in line]
-    site.area(Polygon([*upper, (far, far), (-far, far)]), "sand", "natural=beach surface=sand")
-    site.area(Polygon([*line, (far, far), (-far, far)]), "water", "natural=water water=lagoon")
-    for away in (1.5, 9, 18):
-        wave = LineString([(x, y + away + site.rng.uniform(-0.8, 0.8)) for x, y in line])
-        site.area(wave.buffer(1.1 if away < 5 else 0.5), "foam")
-    for x, y in line:
-        if site.chance(0.7):
-            spot = Point(x + site.rng.uniform(-2, 2), y - site.rng.uniform(8, site.reach * 0.4))
-            site.put(spot.buffer(1.6), site.pick("red", "white", "blue", "orange"), height_m=2)
-    for x, y in upper:
-        site.tree(x, y - 6, 0.9)
-    site.building(rectangle(0, -site.reach * 0.8, 26, 12), "roof_flat", "building=hotel", 14)
-
-
 def boat(site: Site, x: float, y: float, length: float, heading: float) -> None:
     """A hull amidships at (x, y) with its cabin; `heading` in degrees from +x to +y."""
     a = np.deg2rad(heading)
@@ -186,18 +105,20 @@ def harbour(site: Site) -> None:
                     site.put(rectangle(spot, quay + 13, length / 10, 10), look, height_m=12)
         for x in (-0.5 * r, 0.1 * r, 0.6 * r):
             site.put(rectangle(x, quay, 3, 34), "orange", height_m=25)
-    for x in np.arange(-1.1 * r, 1.15 * r, 34) if not cargo else ():
-        end = site.rng.uniform(0.6, 0.9) * r
-        site.put(box(x - 1.3, quay, x + 1.3, end), "pier", "man_made=pier area=yes", height_m=1)
-        for y in np.arange(quay + 6, end - 2, 4.6):
-            for side in (0, 180):
-                if site.chance(0.8):
-                    boat(site, x + 7.5 * (1 - side / 90), y, site.rng.uniform(8, 11), side)
+    else:
+        for x in np.arange(-1.1 * r, 1.15 * r, 34):
+            end = site.rng.uniform(0.6, 0.9) * r
+            site.put(box(x - 1.3, quay, x + 1.3, end), "pier", "man_made=pier area=yes", height_m=1)
+            for y in np.arange(quay + 6, end - 2, 4.6):
+                for side in (0, 180):
+                    if site.chance(0.8):
+                        boat(site, x + 7.5 * (1 - side / 90), y, site.rng.uniform(8, 11), side)
     for _ in range(2 if cargo else 5):
         x, y = site.rng.uniform((-0.9, 0.75), (0.9, 1.0)) * r
         boat(site, x, y, 11, site.rng.uniform(0, 360))
-    for x in (-0.6 * r, 0.5 * r) if not cargo else ():
-        site.building(rectangle(x, quay - 16, 30, 12), "roof_hall", "building=warehouse", 8)
+    if not cargo:
+        for x in (-0.6 * r, 0.5 * r):
+            site.building(rectangle(x, quay - 16, 30, 12), "roof_hall", "building=warehouse", 8)
 
 
 def plane(site: Site, x: float, y: float, span: float) -> None:

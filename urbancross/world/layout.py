@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+import shapely
 from shapely import LineString, Polygon, box
 from shapely.geometry.base import BaseGeometry
 
 from urbancross.world.country import Country
 from urbancross.world.districts import COASTAL, KINDS, RURAL
-from urbancross.world.painting import fell
 from urbancross.world.shapes import Feature, Style, feature, polygons
 from urbancross.world.site import Site
 
@@ -130,3 +130,14 @@ def pave(line: BaseGeometry, road: str, bridge: bool, style: Style, rng: np.rand
     if road == "primary":
         made.insert(1, feature(line.buffer(0.5, cap_style="flat"), "white", style, rng))
     return [feature(deck, "concrete", style, rng, "man_made=bridge"), *made] if deck else made
+
+
+def fell(features: list[Feature]) -> list[Feature]:
+    """Take away the trees that would hide water, a pitch, a street or something raised."""
+    kept_clear = ("water", "road", "asphalt", "pitch", "court", "running", "pool", "rail")
+    solid = [f.shape for f in features if f.look != "crown" and (f.height_m > 0 or f.look in kept_clear)]
+    crowns = [k for k, f in enumerate(features) if f.look == "crown"]
+    shapes = np.array([features[k].shape for k in crowns], dtype=object)
+    hits, _ = shapely.STRtree(solid).query(shapes, predicate="intersects")
+    felled = {crowns[k] for k in hits.tolist()}
+    return [f for k, f in enumerate(features) if k not in felled]

@@ -46,9 +46,12 @@ def survey(
     wrong = set(apt[: round(country.wrong * len(there))])
     entries = []
     for k, (scene, f) in enumerate(there):
-        state = "omitted" if k in omitted else "wrong" if k in wrong else "true"
-        mapped = {"omitted": {}, "true": f.tags, "wrong": mistake(f, there, rng) if k in wrong else {}}[state]
-        entries.append(Entry(scene, f.shape, f.tags, mapped, state))
+        if k in omitted:
+            entries.append(Entry(scene, f.shape, f.tags, {}, "omitted"))
+        elif k in wrong:
+            entries.append(Entry(scene, f.shape, f.tags, mistake(f, there, rng), "wrong"))
+        else:
+            entries.append(Entry(scene, f.shape, f.tags, f.tags, "true"))
     size_m = scene_px * country.gsd_m
     standing: dict[tuple[int, str], list[BaseGeometry]] = defaultdict(list)
     for scene, f in there:
@@ -80,8 +83,7 @@ def mistake(f: Feature, there: Sequence[tuple[int, Feature]], rng: np.random.Gen
         if alike and main_tag(donor.tags) != main_tag(f.tags):
             seen = {key: value for key, value in donor.tags.items() if key not in INVISIBLE}
             return seen | {key: value for key, value in f.tags.items() if key in INVISIBLE}
-    other = {"Polygon": "building=yes", "LineString": "barrier=fence"}[f.shape.geom_type]  # a world of one class
-    return dict([other.split("=")])
+    return {"building": "yes"} if isinstance(f.shape, Polygon) else {"barrier": "fence"}  # a world of one class
 
 
 def gone(

@@ -9,18 +9,25 @@ from PIL import Image, ImageDraw, ImageFilter
 from shapely import Polygon
 from shapely.geometry.base import BaseGeometry
 
-from urbancross.world.shapes import RGB, SMOOTH, TEXTURE, Feature, Style, scale
+from urbancross.world.shapes import RGB, Feature, Style, scale
 
-
-def fell(features: list[Feature]) -> list[Feature]:
-    """Take away the trees that would hide water, a pitch, a street or something raised."""
-    kept_clear = ("water", "road", "asphalt", "pitch", "court", "running", "pool", "rail")
-    solid = [f.shape for f in features if f.look != "crown" and (f.height_m > 0 or f.look in kept_clear)]
-    crowns = [k for k, f in enumerate(features) if f.look == "crown"]
-    shapes = np.array([features[k].shape for k in crowns], dtype=object)
-    hits, _ = shapely.STRtree(solid).query(shapes, predicate="intersects")
-    felled = {crowns[k] for k in hits.tolist()}
-    return [f for k, f in enumerate(features) if k not in felled]
+# Relative brightness noise per look: of a pixel, of a few metres, of a few tens of metres.
+TEXTURE: dict[str, tuple[float, float, float]] = {
+    "grass": (0.05, 0.05, 0.06),
+    "lawn": (0.05, 0.05, 0.05),
+    "meadow": (0.06, 0.08, 0.10),
+    "forest": (0.12, 0.10, 0.08),
+    "crown": (0.12, 0.06, 0.05),
+    "crop": (0.05, 0.04, 0.05),
+    "crop_green": (0.06, 0.05, 0.05),
+    "stubble": (0.05, 0.04, 0.06),
+    "soil": (0.06, 0.06, 0.07),
+    "water": (0.02, 0.03, 0.03),
+    "sand": (0.03, 0.03, 0.04),
+    "gravel": (0.09, 0.05, 0.04),
+    "fairway": (0.03, 0.02, 0.03),
+}
+SMOOTH = (0.03, 0.02, 0.02)
 
 
 class Canvas:

@@ -11,31 +11,6 @@ from shapely import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
 RGB = tuple[int, int, int]
-PAINT: dict[str, RGB] = {
-    "white": (232, 234, 234),
-    "red": (172, 58, 48),
-    "blue": (52, 84, 142),
-    "dark": (52, 52, 56),
-    "orange": (204, 128, 58),
-}
-# Relative brightness noise per look: of a pixel, of a few metres, of a few tens of metres.
-TEXTURE: dict[str, tuple[float, float, float]] = {
-    "grass": (0.05, 0.05, 0.06),
-    "lawn": (0.05, 0.05, 0.05),
-    "meadow": (0.06, 0.08, 0.10),
-    "forest": (0.12, 0.10, 0.08),
-    "crown": (0.12, 0.06, 0.05),
-    "crop": (0.05, 0.04, 0.05),
-    "crop_green": (0.06, 0.05, 0.05),
-    "stubble": (0.05, 0.04, 0.06),
-    "soil": (0.06, 0.06, 0.07),
-    "water": (0.02, 0.03, 0.03),
-    "sand": (0.03, 0.03, 0.04),
-    "gravel": (0.09, 0.05, 0.04),
-    "fairway": (0.03, 0.02, 0.03),
-}
-SMOOTH = (0.03, 0.02, 0.02)
-ROUND = np.array([(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 10, endpoint=False)])
 NAMES = ("Alder", "Birch", "Cedar", "Dune", "Elm", "Fern", "Gorse", "Heath", "Ivy", "Juniper", "Linden", "Mallow")
 NAMED = {"leisure", "amenity", "aeroway", "power", "water", "waterway", "railway", "highway"}
 INVISIBLE = {"name", "ref", "source", "maxspeed", "opening_hours", "addr:housenumber", "operator"}

@@ -7,7 +7,9 @@ import shapely
 from shapely import LineString, Point, Polygon, affinity, box
 from shapely.geometry.base import BaseGeometry
 
-from urbancross.world.shapes import ROUND, Feature, Style, feature, polygons, rectangle, scale
+from urbancross.world.shapes import Feature, Style, feature, polygons, rectangle, scale
+
+ROUND = np.array([(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 10, endpoint=False)])
 
 
 class Site:
