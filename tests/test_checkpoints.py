@@ -1,11 +1,13 @@
 """Models by name and by folder: the right weights, whole, or one line that says why not."""
 
+import resource
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from urbancross import storage
@@ -124,3 +126,90 @@ def test_similar_ground_lies_closer_than_different_ground(encoder: DualEncoder):
 @pytest.mark.parametrize("shape", [(10, 40, 3), (40, 10, 3), (1, 1, 3), (16, 16, 3), (17, 16, 3)])
 def test_any_shape_becomes_a_square(shape: tuple[int, int, int]):
     assert square(np.zeros(shape, np.uint8), 16).shape == (16, 16, 3)
+
+
+def test_weights_of_the_package_lie_under_the_names_that_mean_the_same(encoder: DualEncoder):
+    given = torch.load(starter.weight_files()[0], weights_only=True)
+    held = encoder.towers.visual.trunk.state_dict()
+    for theirs, ours in (
+        ("_conv_stem.weight", "conv_stem.weight"),
+        ("_blocks.0._depthwise_conv.weight", "blocks.0.0.conv_dw.weight"),
+        ("_blocks.5._bn1.running_var", "blocks.3.0.bn2.running_var"),
+        ("_conv_head.weight", "conv_head.weight"),
+        ("_bn1.running_mean", "bn2.running_mean"),
+    ):
+        assert torch.equal(held[ours], given[theirs]), ours
+
+
+def test_tokens_are_no_longer_than_the_longest_text():
+    tokenize = starter.Tokenizer()
+    short, both = tokenize(["a lake"]), tokenize(["a lake", "boats in a harbour"])
+    assert short.shape == (1, 4)  # the two words between a beginning and an end
+    assert both.shape == (2, 6)
+    assert both[0].tolist() == [*short[0].tolist(), 0, 0]
+    assert tokenize([""]).shape == (1, 2)
+    assert tokenize(["lake " * 500]).shape == (1, starter.CONTEXT_LENGTH)
+
+
+def test_padding_changes_no_vector(encoder: DualEncoder):
+    alone = encoder.text_features(["a lake"])
+    beside = encoder.text_features(["a lake", "a very long line about boats in the harbour of a large city"])[:1]
+    torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_have_length_one(encoder: DualEncoder):
+    tiles = [np.full((9, 9, 3), value, np.uint8) for value in (0, 255)]
+    for vectors in (encoder.encode_images(tiles), encoder.encode_texts(["a", ""])):
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "wanted"),
+    [
+        ('{"base": "starter", "width": 16, "fingerprint": "x"}', CheckpointError, "lacks 'towers'"),
+        ("[]", CheckpointError, r"checkpoint\.json lacks"),
+        ('{"base": ', ConfigError, r"checkpoint .*checkpoint\.json is not JSON"),
+    ],
+)
+def test_a_description_that_says_too_little_is_named(tmp_path: Path, text: str, error: type, wanted: str):
+    (tmp_path / "checkpoint.json").write_text(text)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(error, match=wanted):
+        checkpoints.resolve(str(tmp_path))
+
+
+def test_training_that_leaves_the_towers_alone_keeps_their_digest(encoder: DualEncoder, tmp_path: Path):
+    told = {}
+    for name, towers in (("heads", "frozen"), ("image", None)):
+        (tmp_path / name).mkdir()
+        checkpoints.save(encoder, tmp_path / name, "starter", towers, {"seed": 3})
+        told[name] = checkpoints.resolve(str(tmp_path / name))
+    assert told["heads"].towers == "frozen"
+    assert told["image"].towers == told["image"].fingerprint == told["heads"].fingerprint
+    assert storage.read_json(tmp_path / "heads" / "checkpoint.json", "checkpoint")["settings"] == {"seed": 3}
+
+
+def test_a_square_keeps_the_middle_of_a_longer_picture():
+    wide = np.zeros((4, 12, 3), np.uint8)
+    wide[:, 4:8] = np.arange(48).reshape(4, 4, 3)
+    np.testing.assert_array_equal(square(wide, 4), wide[:, 4:8])
+    np.testing.assert_array_equal(square(wide.transpose(1, 0, 2), 4), wide[:, 4:8].transpose(1, 0, 2))
+    assert square(wide[:, 4:8], 4).base is wide  # what fits already is not touched
+
+
+@pytest.mark.parametrize("shape", [(37, 111), (60, 80), (300, 41), (8, 500)])
+def test_a_square_is_the_resized_pictures_middle(shape: tuple[int, int]):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    scale = 32 / min(shape)
+    size = (max(32, round(shape[1] * scale)), max(32, round(shape[0] * scale)))
+    whole = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    top, left = (size[1] - 32) // 2, (size[0] - 32) // 2
+    difference = square(picture, 32).astype(int) - whole[top : top + 32, left : left + 32]
+    assert abs(difference).max() <= 1  # of 255: the same up to rounding
+
+
+def test_the_square_of_a_thin_strip_takes_no_more_memory_than_the_square():
+    limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 200_000  # kB; the whole strip, resized, is 1.2 GB
+    assert square(np.zeros((1, 8192, 3), np.uint8), 224).shape == (224, 224, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < limit

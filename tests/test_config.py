@@ -1,8 +1,12 @@
 """Flags to settings: one line on what is wrong, and nothing from the environment unseen."""
 
+from pathlib import Path
+
 import pytest
 
-from urbancross import cli, config
+from urbancross import cli, config, storage
+from urbancross.errors import CheckpointError, ConfigError, SchemaError, StorageError, TrainingError
+from urbancross.runs import Balance, balances
 
 
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
@@ -64,3 +68,97 @@ def test_a_flag_reaches_its_field():
         config.SearchConfig, ["--archive", "a", "two words", "--json", "--bbox", "1,2,3,4"], "urbancross search"
     )
     assert (read.text, read.json_, read.bbox, read.top) == ("two words", True, "1,2,3,4", 10)
+
+
+def test_a_value_that_begins_with_a_minus_is_no_flag():
+    def bbox(*flags: str) -> str | None:
+        told = ["--archive", "a", "boats", *flags, "--top", "2"]
+        return config.from_command_line(config.SearchConfig, told, "urbancross search").bbox
+
+    assert bbox("--bbox", "-3.2,55.9,-3.1,56.0") == "-3.2,55.9,-3.1,56.0"
+    assert bbox("--bbox=-3.2,55.9,-3.1,56.0") == "-3.2,55.9,-3.1,56.0"
+
+
+def test_each_of_several_wrong_flags_has_its_line(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(None, ["search", "--top", "0", "--archive"])
+    with pytest.raises(SystemExit):
+        cli.main(None, ["search", "--top", "0", "x"])
+    one, *two = capsys.readouterr().err.splitlines()
+    assert "--archive: expected one argument" in one
+    assert [line.split(": ")[1] for line in two] == ["--archive", "--top"]
+
+
+def test_an_archive_in_the_environment_is_not_the_archive(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("ARCHIVE", "elsewhere")
+    monkeypatch.setenv("archive", "elsewhere")
+    with pytest.raises(SystemExit):
+        cli.main(None, ["search", "x"])
+    assert "--archive: Field required" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="archive"):
+        config.SearchConfig(text="x")
+
+
+def test_settings_cannot_be_changed_or_invented():
+    told = config.SearchConfig(archive="a", text="x")
+    with pytest.raises(ValueError, match="frozen"):
+        told.top = 3
+    with pytest.raises(ValueError, match="colour"):
+        config.SearchConfig(archive="a", text="x", colour="red")
+
+
+def test_the_list_of_verbs_says_what_each_is_for(capsys: pytest.CaptureFixture[str]):
+    for arguments, code in ((["--help"], 0), ([], 2)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(None, arguments)
+        assert ended.value.code == code
+        told = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:]]
+        assert told == [[name, (verb.kind.__doc__ or "").splitlines()[0]] for name, verb in cli.VERBS.items()]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("x"), 2, "x"),
+        (SchemaError("x"), 2, "x"),
+        (CheckpointError("x"), 2, "x"),
+        (StorageError("x"), 1, "x"),
+        (TrainingError("x"), 1, "x"),
+        (KeyboardInterrupt(), 1, "stopped; run the same command again to go on"),
+    ],
+)
+def test_what_is_raised_on_purpose_becomes_one_line_and_the_promised_code(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "call", refuse)
+    with pytest.raises(SystemExit) as ended:
+        cli.main("search", ["--archive", "a", "x"])
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", f"jobs/search.py: {line}\n")
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch):
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "call", break_down)
+    with pytest.raises(ZeroDivisionError):
+        cli.main("search", ["--archive", "a", "x"])
+
+
+def test_a_balance_is_the_last_line_and_stands_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("urbancross.search.run", lambda told: Balance(read=2, written=1, failed=1))
+    cli.main(None, ["search", "--archive", str(tmp_path / "north"), "x"])
+    assert capsys.readouterr().out == "read 2 = written 1 + done before 0 + failed 1\n"
+    (found,) = balances(tmp_path / "north")
+    assert (found["stage"], found["written"], found["failed"]) == ("search", 1, 1)
+    (file,) = tmp_path.glob("north/runs/*/config.json")
+    told = storage.read_json(file, "run")
+    assert (told["verb"], told["text"], told["top"]) == ("search", "x", 10)

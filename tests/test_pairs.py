@@ -101,3 +101,54 @@ def test_the_tower_sees_all_eight_orientations_and_only_those(tmp_path: Path):
     }
     assert seen == eight
     assert data.pixels(torch.tensor([0, 0]), 8, 5, g).shape == (2, 3, 5, 5)
+
+
+def test_a_last_short_batch_is_left_out_and_a_batch_is_never_larger_than_the_split():
+    def sizes(size: int) -> list[int]:
+        return [len(batch.rows) for batch in ragged().epoch(size, torch.Generator().manual_seed(0))]
+
+    assert {size: sizes(size) for size in (1, 2, 3, 9)} == {1: [1, 1, 1], 2: [2], 3: [3], 9: [3]}
+    for size in (1, 2, 3, 9):
+        assert ragged().steps_per_epoch(size) == len(sizes(size))
+
+
+def test_the_parts_of_a_batch_are_the_batch():
+    batch = Batch(torch.tensor([5, 1, 4, 0, 2, 3]), torch.arange(6))
+    for world in (1, 2, 3, 6):
+        parts = [batch.part(rank, world) for rank in range(world)]
+        assert torch.cat([part.rows for part in parts]).tolist() == [5, 1, 4, 0, 2, 3]
+        assert torch.cat([part.captions for part in parts]).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_segments_beyond_the_slots_are_dropped_and_no_slots_means_no_segments():
+    many = shard()
+    rows = many["features"].to_pylist()
+    rows[0]["segments"] = [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
+    many["features"] = pa.Table.from_pylist(rows, schema=schemas.features(2, 1))
+    two = gather_pairs([many], "train", max_segments=2, images=False)
+    assert two.segments.tolist() == [[[1, 1], [2, 2]], [[0, 0], [0, 0]]]
+    assert two.present.tolist() == [[True, True], [False, False]]
+    none = gather_pairs([many], "train", max_segments=0, images=False)
+    assert (none.segments.shape, none.present.shape) == ((2, 0, 2), (2, 0))
+
+
+def test_images_come_along_where_a_tower_learns_and_only_those_of_the_pairs():
+    tables = shard()
+    tables["tiles"] = tables["tiles"].append_column("image", pa.array([b"a", b"b", b"c", b"d"]))
+    assert gather_pairs([tables], "train", 0, images=True).encoded == [b"a", b"d"]
+    assert gather_pairs([tables], "train", 0, images=False).encoded is None
+
+
+def test_crops_are_parts_of_their_tile_from_all_over_it():
+    place = np.stack([np.full((4, 4), 7), *np.mgrid[:4, :4]], axis=-1).astype(np.uint8)  # red 7; row and column
+    data = Pairs(*(torch.zeros(1),) * 6, encoded=[encode(place)])
+    g = torch.Generator().manual_seed(0)
+    corners = set()
+    for _ in range(60):
+        _, row, column = data.pixels(torch.tensor([0]), 4, 3, g)[0]
+        assert (sorted(set(row.flatten().tolist())), len(set(column.flatten().tolist()))) in (
+            ([0, 1, 2], 3),
+            ([1, 2, 3], 3),
+        )
+        corners.add((int(row.min()), int(column.min())))
+    assert corners == {(0, 0), (0, 1), (1, 0), (1, 1)}
