@@ -70,8 +70,11 @@ def test_filters_by_split_and_by_place(archive: Path):
     assert {hit.tile_id for hit in search.best(archive, "embeddings@m", QUERY, 100, split="test")} == {
         f"t{k}" for k in (1, 3, 5, 9, 11, 13)
     }
-    found = search.best(archive, "embeddings@m", QUERY, 100, bbox=(2.7, 0.2, 5.1, 0.3))
-    assert {hit.tile_id for hit in found} == {"t3", "t4", "t5"}
+    for south, north in ((0.2, 0.3), (-1, 0.1), (0.9, 2), (-1, 2)):  # within the tiles, below, above, around them
+        found = search.best(archive, "embeddings@m", QUERY, 100, bbox=(3.2, south, 5.1, north))
+        assert {hit.tile_id for hit in found} == {"t3", "t4", "t5"}
+    assert search.best(archive, "embeddings@m", QUERY, 100, bbox=(3, -2, 4, -1)) == []
+    assert search.best(archive, "embeddings@m", QUERY, 100, bbox=(3, 2, 4, 3)) == []
     assert search.best(archive, "embeddings@m", QUERY, 100, bbox=(50, 0, 51, 1)) == []
 
 

@@ -31,3 +31,7 @@ class CheckpointError(UrbanCrossError, OSError):
 
 class TrainingError(UrbanCrossError, RuntimeError):
     """Training met a loss that is not finite, or an encoder that collapsed (exit code 1)."""
+
+
+class WorkerError(UrbanCrossError, RuntimeError):
+    """A worker process ended in a way that nobody foresaw (exit code 1)."""

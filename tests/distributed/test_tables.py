@@ -113,3 +113,11 @@ def test_what_is_missing_is_said_with_the_verb_that_makes_it(tmp_path: Path):
 def test_the_settings_models_of_the_stages_say_their_defaults():
     assert IngestConfig(source="s", archive="a", domain="d").shard_tiles == 2048
     assert SegmentConfig(archive="a").engine == "felzenszwalb"
+
+
+def test_an_error_inside_a_worker_reaches_the_user_in_its_own_words(archive: Path, tmp_path: Path):
+    broken = tmp_path / "broken.osm"
+    broken.write_text("<osm><node id='1' lat='0'")
+    with pytest.raises(ConfigError, match=r"broken\.osm"):
+        run("geotag", archive=str(archive), osm=str(broken))
+    assert not storage.shards(archive / "geotags")

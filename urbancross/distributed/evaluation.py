@@ -1,17 +1,15 @@
 """`evaluate`: the tiles and captions of one split, encoded on Ray Data actors, and their retrieval recall."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-from ray.data import ActorPoolStrategy
 
 from urbancross import metrics, storage
 from urbancross.config import EvaluateConfig
 from urbancross.distributed.session import connect, counted
+from urbancross.distributed.tables import map_shards
 from urbancross.embedding import embed_tiles
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
@@ -30,11 +28,7 @@ class PairEncoder:
         self.encoder = checkpoints.load(model, config.device)
         self.embedded = embeddings_by(archive, model.fingerprint)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-        for name in batch["shard"]:
-            yield self.encode(str(name))
-
-    def encode(self, name: str) -> pa.Table:
+    def work(self, name: str) -> dict[str, Any]:
         tables = read_aligned(self.archive, {"tiles": ["image", "split"], self.captions: ["captions"]}, name)
         tiles, captions = tables["tiles"], tables[self.captions]["captions"].to_pylist()
         in_split = [split == self.config.split for split in tiles["split"].to_pylist()]
@@ -46,17 +40,15 @@ class PairEncoder:
         texts = [text for i in use for text in captions[i]]
         read = self.encoder.encode_texts(texts)
         self.tally.add.remote(tiles.num_rows)
-        return pa.table(
-            {
-                "shard": [name],
-                "read": [tiles.num_rows],
-                "failed": [failed],
-                "lines": [[len(captions[i]) for i in use]],
-                "keys": [[text_key(text) for text in texts]],
-                "vectors": [vectors.tobytes()],
-                "texts": [read.tobytes()],
-            }
-        )
+        return {
+            "shard": name,
+            "read": tiles.num_rows,
+            "failed": failed,
+            "lines": [len(captions[i]) for i in use],
+            "keys": [text_key(text) for text in texts],
+            "vectors": vectors,
+            "texts": read,
+        }
 
     def vectors(self, name: str, tiles: pa.Table, use: np.ndarray) -> np.ndarray:
         known = self.archive / self.embedded / name if self.embedded else None
@@ -79,22 +71,9 @@ def run(config: EvaluateConfig) -> Balance:
     with counted(
         f"evaluate {config.split} of {archive.name}", sum(storage.row_counts(archive / "tiles", names))
     ) as tally:
-        encoded = (
-            ray.data.from_items([{"shard": name} for name in names])
-            .repartition(len(names))
-            .map_batches(
-                PairEncoder,
-                fn_constructor_args=(archive, model, config, captions, tally),
-                batch_size=1,
-                compute=ActorPoolStrategy(size=min(config.workers, len(names))),
-                num_cpus=config.cpus_per_worker,
-                num_gpus=config.gpus_per_worker,
-            )
-        )
-        parts = sorted(encoded.iter_rows(), key=lambda part: part["shard"])
-    width = checkpoints.width_of(model)
-    tiles = np.concatenate([np.frombuffer(part["vectors"], np.float32).reshape(-1, width) for part in parts])
-    texts = np.concatenate([np.frombuffer(part["texts"], np.float32).reshape(-1, width) for part in parts])
+        encoded = map_shards(names, PairEncoder, (archive, model, config, captions, tally), config)
+        parts = sorted(encoded, key=lambda part: part["shard"])
+    tiles, texts = (np.concatenate([part[key] for part in parts]) for key in ("vectors", "texts"))
     keys = np.array([key for part in parts for key in part["keys"]], np.int64)
     lines = np.array([count for part in parts for count in part["lines"]], np.int64)
     if not len(tiles):

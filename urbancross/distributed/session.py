@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import ray.data
 
+from urbancross.errors import UrbanCrossError, WorkerError
 from urbancross.progress import Meter, meter
 
 OBJECT_STORE_BYTES = 512 << 20
@@ -87,3 +88,14 @@ def _follow(tally: Any, shown: Meter, ended: threading.Event) -> None:
         done = min(ray.get(tally.read.remote()), shown.total)  # work that was done twice counts once
         if done > shown.done:
             shown.add(done - shown.done)
+
+
+def own_error(error: BaseException) -> UrbanCrossError:
+    """What a worker raised on purpose, out of what Ray wrapped it in; any other failure as one line."""
+    seen: list[BaseException] = [error]
+    for inner in seen:
+        if isinstance(inner, UrbanCrossError):
+            return inner
+        further = [getattr(inner, "cause", None), inner.__cause__, *getattr(inner, "worker_failures", {}).values()]
+        seen += [found for found in further if isinstance(found, BaseException) and found not in seen]
+    return WorkerError(f"a worker stopped: {str(error).strip().splitlines()[-1]}; run the same command to go on")

@@ -5,8 +5,10 @@ each finished shard in one step under the name of its source shard. A shard that
 finishes what a killed one left; the driver holds names and counts, never rows.
 """
 
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
 
 from urbancross import schemas, storage
-from urbancross.distributed.session import connect, counted
-from urbancross.errors import ConfigError, SchemaError
+from urbancross.distributed.session import connect, counted, own_error
+from urbancross.errors import ConfigError, SchemaError, UrbanCrossError
 from urbancross.runs import Balance, count_failures
 from urbancross.tables import Columns, fingerprint_of, read_aligned
 
@@ -26,6 +29,12 @@ SHARD_NAME = "part-{:05d}.parquet"
 
 # Aligned batches of the source tables, by name, to one output row per source row, in order.
 Transform = Callable[[dict[str, pa.Table]], pa.Table]
+
+
+class ShardWorker(Protocol):
+    """Works on one shard of an archive after the other."""
+
+    def work(self, name: str) -> dict[str, Any]: ...
 
 
 class Resources(Protocol):
@@ -62,16 +71,35 @@ class Stage:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class ShardWorker:
-    """One replica of a stage's transform: takes names of shards, publishes shards, returns counts."""
+class Replica:
+    """What one actor runs: its worker, built at the first shard, and the worker's own errors handed over as values.
+
+    Ray keeps only the text of an exception that a worker raised, and the user needs its kind.
+    """
+
+    def __init__(self, worker: Callable[..., ShardWorker], arguments: tuple[Any, ...]) -> None:
+        self.build, self.arguments = worker, arguments
+
+    @cached_property
+    def worker(self) -> ShardWorker:
+        return self.build(*self.arguments)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        return {"outcome": [pickle.dumps(self.outcome(str(name))) for name in batch["shard"]]}
+
+    def outcome(self, name: str) -> dict[str, Any] | UrbanCrossError:
+        try:
+            return self.worker.work(name)
+        except UrbanCrossError as error:
+            return error
+
+
+class StageWorker:
+    """One replica of a stage's transform: takes the name of a shard, publishes the shard, returns counts."""
 
     def __init__(self, archive: Path, stage: Stage, schema: pa.Schema, tally: Any) -> None:
         self.archive, self.stage, self.schema, self.tally = archive, stage, schema, tally
         self.transform = stage.transform(**stage.arguments)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        counts = [self.work(str(name)) for name in batch["shard"]]
-        return {key: np.array([count[key] for count in counts]) for key in counts[0]}
 
     def work(self, name: str) -> dict[str, int]:
         sources = read_aligned(self.archive, self.stage.sources, name)
@@ -121,20 +149,39 @@ def run_stage(archive: Path, stage: Stage, resources: Resources) -> Balance:
     connect()
     schema = storage.with_made_by(stage.schema, maker)
     with counted(f"{stage.output} of {archive.name}", sum(rows[name] for name in todo)) as tally:
-        names_of_shards = ray.data.from_items([{"shard": name} for name in todo]).repartition(len(todo))
-        result = names_of_shards.map_batches(
-            ShardWorker,
-            fn_constructor_args=(archive, stage, schema, tally),
-            batch_size=1,
-            compute=ActorPoolStrategy(size=min(resources.workers, len(todo))),
-            num_cpus=resources.cpus_per_worker,
-            num_gpus=resources.gpus_per_worker,
-        )
-        counts = list(result.iter_rows())
+        counts = list(map_shards(todo, StageWorker, (archive, stage, schema, tally), resources))
     written, skipped, failed = (sum(int(count[key]) for count in counts) for key in ("written", "skipped", "failed"))
     made = Balance(written=written, skipped=skipped, failed=failed)
     lost = sum(rows[name] for name in todo) - made.written - made.skipped - made.failed
     return total + made + Balance(done_before=lost)  # shards that another run published meanwhile
+
+
+def map_shards(
+    names: Sequence[str], worker: Callable[..., ShardWorker], arguments: tuple[Any, ...], resources: Resources
+) -> Iterator[dict[str, Any]]:
+    """What replicas of `worker` return for shards, in any order.
+
+    Raises:
+        UrbanCrossError: a worker's own error.
+        WorkerError: a worker ended otherwise.
+    """
+    shards = ray.data.from_items([{"shard": name} for name in names]).repartition(len(names))
+    result = shards.map_batches(
+        Replica,
+        fn_constructor_args=(worker, arguments),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=min(resources.workers, len(names))),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+    )
+    try:
+        for row in result.iter_rows():
+            outcome = pickle.loads(row["outcome"])  # from a process of our own
+            if isinstance(outcome, UrbanCrossError):
+                raise outcome
+            yield outcome
+    except RayError as error:
+        raise own_error(error) from error
 
 
 def publish_plan(archive: Path, rows: list[dict[str, Any]], settings: dict[str, Any], shard_tiles: int) -> None:

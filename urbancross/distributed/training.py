@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from urbancross import runs, storage
 from urbancross.config import TrainingConfig
 from urbancross.distributed.features import FeatureTables
-from urbancross.distributed.session import connect, counted
-from urbancross.errors import ConfigError, TrainingError, UrbanCrossError
+from urbancross.distributed.session import connect, counted, own_error
+from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs, gather_pairs
@@ -149,7 +149,7 @@ def train(
         try:
             trainer.fit()
         except Exception as error:  # Ray wraps what a worker raised; its own word is what the user needs
-            raise _cause(error) from error
+            raise own_error(error) from error
 
 
 NOT_RESULT = {"workers", "cpus_per_worker", "gpus_per_worker", "device", "batch_tiles"}
@@ -171,12 +171,3 @@ def is_finished(out: str, config: TrainingConfig) -> bool:
                 f"--out {out} was made with {key}={found.get(key)}, now {key}={value}; give another --out, or remove it"
             )
     return True
-
-
-def _cause(error: BaseException) -> Exception:
-    for inner in getattr(error, "worker_failures", {}).values():
-        while inner is not None:
-            if isinstance(inner, UrbanCrossError):
-                return inner
-            inner = getattr(inner, "cause", None) or inner.__cause__
-    return TrainingError(f"a training worker stopped: {str(error).strip().splitlines()[-1]}")
