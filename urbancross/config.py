@@ -320,7 +320,7 @@ class DemoConfig(Config):
     """Captioned set of the target; default: a drawn country."""
     query: str = "a harbour with many boats"
     """The text query that the demo answers at its end."""
-    scenes: int = Field(default=9, ge=3)
+    scenes: int = Field(default=6, ge=3)
     """Scenes per drawn country."""
     segments: Literal["felzenszwalb", "grid", "none"] = "felzenszwalb"
     """Segment engine, or none."""
