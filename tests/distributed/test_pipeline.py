@@ -141,13 +141,3 @@ def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixtu
     html = page.read_text()
     assert html.count("data:image/") >= 2 * 2 * 8  # two queries, two models, the eight tiles of the split
     assert "no such file" in html
-
-
-def test_evaluation_from_stored_vectors_and_from_pixels_agrees(home: Path, tmp_path: Path):
-    """The second archive has no embeddings yet, so its tiles are encoded on the way."""
-    target, checkpoint = str(home / "source"), str(home / "alone")
-    run("evaluate", archive=target, checkpoint=checkpoint, split="valid", out=str(tmp_path / "pixels.json"))
-    run("embed", archive=target, checkpoint=checkpoint)
-    run("evaluate", archive=target, checkpoint=checkpoint, split="valid", out=str(tmp_path / "stored.json"))
-    pixels, stored = (json.loads((tmp_path / name).read_text()) for name in ("pixels.json", "stored.json"))
-    assert pixels["mR"] == pytest.approx(stored["mR"], abs=0.02)
