@@ -32,10 +32,10 @@ class PairEncoder:
         tables = read_aligned(self.archive, {"tiles": ["image", "split"], self.captions: ["captions"]}, name)
         tiles, captions = tables["tiles"], tables[self.captions]["captions"].to_pylist()
         in_split = [split == self.config.split for split in tiles["split"].to_pylist()]
-        failed = count_failures(
-            [f for f, inside in zip(tiles["failure"].to_pylist(), in_split, strict=True) if inside]
-        )["failed"]
-        use = np.flatnonzero([inside and bool(lines) for inside, lines in zip(in_split, captions, strict=True)])
+        failures = tiles["failure"].to_pylist()
+        failed = count_failures([f for f, inside in zip(failures, in_split, strict=True) if inside])["failed"]
+        told = zip(in_split, captions, failures, strict=True)
+        use = np.flatnonzero([inside and bool(lines) and failure is None for inside, lines, failure in told])
         vectors = self.vectors(name, tiles.take(pa.array(use)), use)
         texts = [text for i in use for text in captions[i]]
         read = self.encoder.encode_texts(texts)
