@@ -50,7 +50,7 @@ def slow_triplet(image: Tensor, text: Tensor, positive: Tensor, margin: float, w
     return total / (2 * float(weights.sum()))
 
 
-TILES, TEXTS = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([5, 6, 7, 7, 8])
+TILES, TEXTS = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([[5], [6], [7], [7], [8]])
 
 
 def test_a_positive_shares_the_tile_or_the_wording():
@@ -58,6 +58,22 @@ def test_a_positive_shares_the_tile_or_the_wording():
     wanted[0, 1] = wanted[1, 0] = True  # two captions of tile 0
     wanted[2, 3] = wanted[3, 2] = True  # one wording for tiles 1 and 2
     assert torch.equal(positives(TILES, TEXTS), wanted)
+
+
+def test_several_captions_of_a_tile_are_columns_of_their_own():
+    keys = torch.tensor([[5, 6], [6, 7], [8, 9]])  # tiles 0 and 1 share the wording 6
+    wanted = [
+        [True, True, True, False, False, False],
+        [False, True, True, True, False, False],
+        [False, False, False, False, True, True],
+    ]
+    assert positives(torch.arange(3), keys).tolist() == wanted
+    image, text, positive = unit(3, 4), unit(6, 4, seed=1), torch.tensor(wanted)
+    assert contrastive(image, text, positive, 7.0).item() == pytest.approx(slow_contrastive(image, text, positive, 7.0))
+    without_the_second = segment_contrastive(image, torch.tensor([True, False, True]), text, positive, 5.0)
+    rows, columns = torch.tensor([0, 2]), torch.tensor([0, 1, 4, 5])
+    alone = contrastive(image[rows], text[columns], positive[rows][:, columns], 5.0)
+    torch.testing.assert_close(without_the_second, alone)
 
 
 def test_contrastive_agrees_with_a_two_loop_version():
@@ -92,7 +108,7 @@ def test_a_duplicate_caption_is_not_pushed_away_from_the_tile_it_also_describes(
     image, text = unit(3, 4), unit(3, 4, seed=1)
     text[1] = text[0]
     apart = torch.eye(3, dtype=torch.bool)
-    together = positives(torch.arange(3), torch.tensor([9, 9, 4]))
+    together = positives(torch.arange(3), torch.tensor([[9], [9], [4]]))
 
     def pull(positive: Tensor) -> Tensor:
         """How strongly descent moves tile 0 towards its own caption and towards the twin's."""

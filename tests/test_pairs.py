@@ -32,8 +32,15 @@ def test_a_tile_gets_its_own_captions_and_each_of_them_in_time():
     for _ in range(100):
         batch = data.choose(torch.tensor([2, 0, 1]), g)
         for row, caption in zip(batch.rows.tolist(), batch.captions.tolist(), strict=True):
-            seen[row].add(caption)
+            seen[row].update(caption)
     assert seen == {0: {0}, 1: {1, 2, 3}, 2: {4, 5}}
+
+
+def test_several_captions_of_a_tile_are_all_different_as_far_as_it_has_them():
+    batch = ragged().choose(torch.tensor([1, 0, 2]), torch.Generator().manual_seed(0), captions=3)
+    assert sorted(batch.captions[0].tolist()) == [1, 2, 3]
+    assert batch.captions[1].tolist() == [0, 0, 0]
+    assert set(batch.captions[2].tolist()) == {4, 5}
 
 
 def test_an_epoch_holds_every_tile_once_in_an_order_of_the_seed():

@@ -153,7 +153,7 @@ def two_processes(work: Callable[[training.Team], Any]) -> list[Any]:
 def test_two_processes_take_the_step_that_one_takes():
     data = pairs()
     positive = torch.arange(32)
-    batch = training.Batch(positive, positive * 2)
+    batch = training.Batch(positive, positive[:, None] * 2 + torch.arange(2))
 
     models = [encoder(), encoder(), encoder()]
 
@@ -207,7 +207,7 @@ def test_the_curriculum_lets_the_closest_in_first_and_all_in_the_end():
     everyone = training.candidates(source, close, 40, 1.0, "linear", torch.Generator().manual_seed(0), world=2)
     assert len(drawn.rows) == 10
     assert len(everyone.rows) == 40
-    assert set(drawn.captions.tolist()) == set(sorted(everyone.captions.tolist())[-10:])
+    assert set(drawn.captions.flatten().tolist()) == set(sorted(everyone.captions.flatten().tolist())[-10:])
 
 
 def test_the_adversary_brings_the_domains_together_and_retrieval_survives():

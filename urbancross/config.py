@@ -171,10 +171,14 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """Passes over the pairs in which only the heads learn."""
     epochs: PositiveInt = 5
     """With `--train image`: further passes, in which the image tower learns with the heads."""
+    unlocked_groups: PositiveInt | None = None
+    """With `--train image`: only the last so many layer groups of the image tower learn, as open_clip counts them."""
     head_batch: PositiveInt = 256
     """Pairs per step while only the heads learn, over all workers."""
     image_batch: PositiveInt = 128
     """Pairs per step while the image tower learns, over all workers."""
+    captions_per_tile: PositiveInt = 5
+    """Captions that each tile of a step is compared with; their features are stored, so more cost next to nothing."""
     crop_px: PositiveInt = 192
     """Side of the random crop that the image tower learns from."""
     head_lr: PositiveFloat = 1e-3

@@ -1,8 +1,8 @@
 """What training minimises: contrastive, adversarial and triplet terms; tensors in, a scalar out.
 
-B = pairs in a batch, K = segment slots per tile, D = embedding width. Row i of `image` and row i of `text` are one
-pair, and every embedding is a unit vector. All is written for one device: what several workers hold has to be gathered,
-with its gradient, before it comes here.
+B = tiles in a batch, C = captions per tile, K = segment slots per tile, D = embedding width. Rows C * i to C * (i + 1)
+of `text` are the captions of row i of `image`, and every embedding is a unit vector. All is written for one device:
+what several workers hold has to be gathered, with its gradient, before it comes here.
 """
 
 from typing import Any, Literal
@@ -26,12 +26,16 @@ def positives(tile_keys: Tensor, text_keys: Tensor) -> Tensor:
 
     Args:
         tile_keys: [B] int, equal for equal tiles.
-        text_keys: [B] int, equal for captions of the same wording.
+        text_keys: [B, C] int, of the C captions of each tile, equal for captions of the same wording.
 
     Returns:
-        [B, B] bool, rows tiles, columns captions; true on the diagonal.
+        [B, B * C] bool, rows tiles, columns captions, tile by tile; true where a tile meets its own captions.
     """
-    return (tile_keys[:, None] == tile_keys) | (text_keys[:, None] == text_keys)
+    columns = text_keys.flatten()
+    belong = tile_keys[:, None] == tile_keys.repeat_interleave(text_keys.shape[1])
+    for nth in text_keys.T:  # a caption of each tile: [B, C, B * C] at once would be large
+        belong |= nth[:, None] == columns
+    return belong
 
 
 def contrastive(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor | float) -> Tensor:
@@ -42,14 +46,14 @@ def contrastive(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor | f
 
     Args:
         image: [B, D] unit vectors.
-        text: [B, D] unit vectors.
-        positive: [B, B] bool, rows tiles, columns captions.
+        text: [B * C, D] unit vectors.
+        positive: [B, B * C] bool, rows tiles, columns captions.
         scale: inverse temperature, a number or a learned scalar.
 
     Returns:
         Scalar; zero, with its graph, where no row has a positive.
     """
-    logits = scale * image @ text.T  # [B, B]
+    logits = scale * image @ text.T  # [B, B * C]
     return (_one_way_contrastive(logits, positive) + _one_way_contrastive(logits.T, positive.T)) / 2
 
 
@@ -70,14 +74,15 @@ def segment_contrastive(
     Args:
         pooled: [B, D] unit vectors from `pool_segments`.
         has_segment: [B] bool.
-        text: [B, D] unit vectors.
-        positive: [B, B] bool, rows tiles, columns captions.
+        text: [B * C, D] unit vectors.
+        positive: [B, B * C] bool, rows tiles, columns captions.
         scale: inverse temperature, a number or a learned scalar.
 
     Returns:
         Scalar; zero, with its graph, where no tile has a segment.
     """
-    return contrastive(pooled[has_segment], text[has_segment], positive[has_segment][:, has_segment], scale)
+    column = has_segment.repeat_interleave(len(text) // max(len(has_segment), 1))
+    return contrastive(pooled[has_segment], text[column], positive[has_segment][:, column], scale)
 
 
 def pool_segments(segments: Tensor, present: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from urbancross.tiles import decode
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs, a caption per tile.
+    """B tiles with C of their captions each.
 
     Attributes:
-        rows: [B] the tile of each pair, as row of `Pairs`.
-        captions: [B] the caption of each pair, as row of `Pairs.texts`.
+        rows: [B] the tiles, as rows of `Pairs`.
+        captions: [B, C] the captions of each, as rows of `Pairs.texts`.
     """
 
     rows: Tensor
@@ -59,18 +59,19 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images)
 
-    def choose(self, rows: Tensor, generator: torch.Generator) -> Batch:
-        """One caption at random for each of `rows`."""
-        first, last = self.starts[rows], self.starts[rows + 1]
+    def choose(self, rows: Tensor, generator: torch.Generator, captions: int = 1) -> Batch:
+        """So many captions for each of `rows`: from a random one on, and round again where a tile has fewer."""
+        first, count = self.starts[rows], self.starts[rows + 1] - self.starts[rows]
         share = torch.rand(len(rows), generator=generator)
-        return Batch(rows, first + (share * (last - first)).long().clamp(max=last - first - 1))
+        start = (share * count).long().clamp(max=count - 1)
+        return Batch(rows, first[:, None] + (start[:, None] + torch.arange(captions)) % count[:, None])
 
-    def epoch(self, size: int, generator: torch.Generator) -> Iterable[Batch]:
+    def epoch(self, size: int, generator: torch.Generator, captions: int = 1) -> Iterable[Batch]:
         """Every tile once, in an order the generator decides, in batches of `size`; a last, short one is left out."""
         order = torch.randperm(len(self), generator=generator)
         size = min(size, len(self))
         for start in range(0, len(self) - size + 1, size):
-            yield self.choose(order[start : start + size], generator)
+            yield self.choose(order[start : start + size], generator, captions)
 
     def steps_per_epoch(self, size: int) -> int:
         return max(len(self) // size, 1)

@@ -57,7 +57,7 @@ def pretrain(
     def learn(stage: str, epochs: int, size: int, groups: list[dict[str, Any]], see: Callable[[Batch], Tensor]) -> None:
         steps = epochs * pairs.steps_per_epoch(size)
         optimiser, schedule = _one_cycle(groups, config.weight_decay, steps)
-        batches = (batch for _ in range(epochs) for batch in pairs.epoch(size, order))
+        batches = (batch for _ in range(epochs) for batch in pairs.epoch(size, order, config.captions_per_tile))
         for step, batch in enumerate(batches, start=1):
             part = batch.part(team.rank, team.world)
             terms = contrastive_terms(encoder, pairs, batch, part, see(part), team)
@@ -77,15 +77,13 @@ def pretrain(
     groups = [{"params": head_parameters, "lr": config.head_lr}]
     learn("heads", config.head_epochs, config.head_batch, groups, features)
     if config.train == "image":
-        tower: nn.Module = encoder.towers.get_submodule("visual")
-        groups.append({"params": [p for p in tower.parameters() if p.requires_grad], "lr": config.tower_lr})
+        groups.append({"params": encoder.unlock_image_tower(config.unlocked_groups), "lr": config.tower_lr})
 
         def look(part: Batch) -> Tensor:
             return encoder.image_features(pairs.pixels(part.rows, encoder.image_px, config.crop_px, crops))
 
-        learn(
-            "image", config.epochs, config.image_batch, groups, look
-        )  # the tower stays in eval mode: BatchNorm frozen
+        # The tower stays in eval mode: its BatchNorm statistics are frozen.
+        learn("image", config.epochs, config.image_batch, groups, look)
     encoder.eval()
 
 
@@ -105,7 +103,7 @@ def contrastive_terms(
     """
     device, scale = encoder.device, encoder.inverse_temperature()
     v = team.gather(encoder.heads["image"](seen))
-    u = team.gather(encoder.heads["text"](pairs.texts[part.captions].to(device)))
+    u = team.gather(encoder.heads["text"](pairs.texts[part.captions.flatten()].to(device)))
     whole = Batch(batch.rows[: len(v)], batch.captions[: len(v)])
     positive = losses.positives(whole.rows, pairs.text_keys[whole.captions]).to(device)
     terms = {"tile_text": losses.contrastive(v, u, positive, scale)}
@@ -169,7 +167,7 @@ def adapt(
         batch = candidates(source, close, config.ratio * size, share, config.pace, generator, team.world)
         part = batch.part(team.rank, team.world)
         v = team.gather(encoder.heads["image"](source.images[part.rows].to(encoder.device)))
-        u = team.gather(encoder.heads["text"](source.texts[part.captions].to(encoder.device)))
+        u = team.gather(encoder.heads["text"](source.texts[part.captions.flatten()].to(encoder.device)))
         # The target's tiles and texts are drawn apart: no pairing is used.
         tiles = torch.randperm(len(target), generator=generator)[:size].chunk(team.world)[team.rank]
         texts = torch.randperm(len(target.texts), generator=generator)[:size].chunk(team.world)[team.rank]
@@ -177,7 +175,7 @@ def adapt(
         target_u = team.gather(encoder.heads["text"](target.texts[texts].to(encoder.device)))
 
         weights = curriculum.source_weights(
-            close[batch.captions].to(encoder.device),
+            close[batch.captions.flatten()].to(encoder.device),
             config.weights,
             logits=judges["image"](v).detach(),
             generator=generator,
@@ -240,7 +238,7 @@ def candidates(
     rows = torch.randperm(len(source), generator=generator)[: min(count, len(source)) // world * world]
     drawn = source.choose(rows, generator)
     wanted = math.ceil(math.ceil(share * len(rows) - 1e-9) / world) * world
-    kept = curriculum.select(close[drawn.captions], wanted / len(rows), kind, generator)
+    kept = curriculum.select(close[drawn.captions.flatten()], wanted / len(rows), kind, generator)
     return Batch(drawn.rows[kept], drawn.captions[kept])
 
 

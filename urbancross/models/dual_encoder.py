@@ -1,5 +1,6 @@
 """Two towers and three heads: tiles, texts and segments as unit vectors in one space."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,6 +76,20 @@ class DualEncoder(nn.Module):
 
     def inverse_temperature(self) -> Tensor:
         return self.scale.exp().clamp(max=MAX_SCALE)
+
+    def unlock_image_tower(self, groups: int | None = None) -> list[nn.Parameter]:
+        """Let the last `groups` layer groups of the image tower learn (None: all), and return their parameters.
+
+        Groups are counted as open_clip's `--lock-image-unlocked-groups` does. The layers below them get no gradient,
+        so the way back through the first, largest feature maps is saved.
+        """
+        for parameter in self.towers.visual.parameters():
+            parameter.requires_grad_(True)
+        if groups is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # open_clip imports timm by an older name
+                self.towers.lock_image_tower(unlocked_groups=groups, freeze_bn_stats=False)
+        return [parameter for parameter in self.towers.visual.parameters() if parameter.requires_grad]
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """`[B, 3, H, W]` uint8 to the image tower's features `[B, F]`."""
