@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 
@@ -55,3 +57,14 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert ran.stderr.startswith(f"urbancross {told[0]}: ")
     assert wanted in ran.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_table_of_another_schema_is_refused_with_the_columns_that_differ(tmp_path: Path):
+    table = tmp_path / "archive" / "tiles"
+    table.mkdir(parents=True)
+    pq.write_table(pa.table({"tile_id": ["a"], "picture": [b""]}), table / "part-00000.parquet")
+    ran = urbancross("embed", "--archive", str(table.parent), "--checkpoint", "starter")
+    assert ran.returncode == 2, ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert "tiles does not fit its schema (failure: want string, found None; image: want binary" in ran.stderr
+    assert [path.name for path in table.parent.iterdir()] == ["tiles"]

@@ -25,7 +25,7 @@ def encoder() -> DualEncoder:
 def saved(encoder: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "c"
     with storage.publish_folder(folder) as temporary:
-        checkpoints.save(encoder, temporary, "starter", "towers-digest", {"seed": 0})
+        checkpoints.save(encoder, temporary, "starter", "towers-digest", {"seed": 0}, {"model": "m"})
     return folder
 
 
@@ -183,7 +183,7 @@ def test_training_that_leaves_the_towers_alone_keeps_their_digest(encoder: DualE
     told = {}
     for name, towers in (("heads", "frozen"), ("image", None)):
         (tmp_path / name).mkdir()
-        checkpoints.save(encoder, tmp_path / name, "starter", towers, {"seed": 3})
+        checkpoints.save(encoder, tmp_path / name, "starter", towers, {"seed": 3}, {"model": "m"})
         told[name] = checkpoints.resolve(str(tmp_path / name))
     assert told["heads"].towers == "frozen"
     assert told["image"].towers == told["image"].fingerprint == told["heads"].fingerprint

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from urbancross import cli, config, storage
+from urbancross.config import ReportConfig, from_command_line
 from urbancross.errors import CheckpointError, ConfigError, SchemaError, StorageError, TrainingError
 from urbancross.runs import Balance, balances
 
@@ -162,3 +163,10 @@ def test_a_balance_is_the_last_line_and_stands_in_the_run_folder(
     (file,) = tmp_path.glob("north/runs/*/config.json")
     told = storage.read_json(file, "run")
     assert (told["verb"], told["text"], told["top"]) == ("search", "x", 10)
+
+
+def test_a_query_keeps_its_commas_and_quotes():
+    flags = [f"--{name}=x" for name in ("source", "target", "before", "after", "metrics-before", "metrics-after")]
+    queries = ["--queries", "several planes, parked", '--queries=say "hi" there']
+    told = from_command_line(ReportConfig, [*flags, *queries], "report")
+    assert told.queries == ["several planes, parked", 'say "hi" there']

@@ -29,7 +29,7 @@ def write_scene(file: Path, width: int = 7, height: int = 4, crs: str | None = "
 
 
 def plan(source: Path, images: Path | None = None, tile_px: int = 2, valid=0.25, test=0.25, seed=0) -> list[dict]:
-    return sources.plan(str(source), images and str(images), "north", tile_px, valid, test, seed)
+    return sources.plan(str(source), images and str(images), "north", tile_px, sources.Shares(None, valid, test, seed))
 
 
 def test_a_captions_file_becomes_a_row_per_line(tmp_path):
@@ -44,7 +44,7 @@ def test_a_captions_file_becomes_a_row_per_line(tmp_path):
     assert rows == [
         {
             **{"tile_id": "a.jpg", "source": str(tmp_path / "a.jpg"), "domain": "north", "window": None},
-            **{"captions": None, "split": None, "bounds": None, "crs": None, "gsd_m": None, "datetime": None},
+            **{"captions": None, "split": "train", "bounds": None, "crs": None, "gsd_m": None, "datetime": None},
             "failure": None,
         },
         {
@@ -195,14 +195,14 @@ def test_a_scene_becomes_whole_cells_named_by_row_and_column(tmp_path):
     write_scene(tmp_path / "sub" / "kyiv.tif", width=7, height=5)  # of 2 px: 3 columns and 2 rows, a rest each
     write_scene(tmp_path / "lviv.TIFF", width=2, height=2)
     rows = plan(tmp_path)
-    kyiv = [row for row in rows if row["tile_id"].startswith("kyiv")]
+    kyiv = [row for row in rows if "kyiv" in row["tile_id"]]
     assert [(row["tile_id"], row["window"]) for row in kyiv] == [
-        ("kyiv/00000-00000", (0, 0, 2, 2)),
-        ("kyiv/00000-00001", (2, 0, 4, 2)),
-        ("kyiv/00000-00002", (4, 0, 6, 2)),
-        ("kyiv/00001-00000", (0, 2, 2, 4)),
-        ("kyiv/00001-00001", (2, 2, 4, 4)),
-        ("kyiv/00001-00002", (4, 2, 6, 4)),
+        ("sub/kyiv/00000-00000", (0, 0, 2, 2)),
+        ("sub/kyiv/00000-00001", (2, 0, 4, 2)),
+        ("sub/kyiv/00000-00002", (4, 0, 6, 2)),
+        ("sub/kyiv/00001-00000", (0, 2, 2, 4)),
+        ("sub/kyiv/00001-00001", (2, 2, 4, 4)),
+        ("sub/kyiv/00001-00002", (4, 2, 6, 4)),
     ]
     assert {row["source"] for row in kyiv} == {str(tmp_path / "sub" / "kyiv.tif")}
     assert [row["tile_id"] for row in rows if row not in kyiv] == ["lviv/00000-00000"]
@@ -224,18 +224,18 @@ def test_all_cells_of_a_scene_share_a_split(tmp_path):
 
 def test_places_are_split_by_quota_and_the_order_they_come_in_changes_nothing():
     places = [f"scene{number}" for number in range(20)]
-    splits = sources.split_by_place(places, valid=0.15, test=0.25, seed=3)
+    splits = sources.divide(places, sources.Shares(seed=3))
     counts = {name: list(splits.values()).count(name) for name in ("train", "valid", "test")}
     assert counts == {"train": 12, "valid": 3, "test": 5}
-    assert sources.split_by_place(reversed(places), 0.15, 0.25, 3) == splits
-    assert sources.split_by_place(places, 0.15, 0.25, 4) != splits
+    assert sources.divide(reversed(places), sources.Shares(seed=3)) == splits
+    assert sources.divide(places, sources.Shares(seed=4)) != splits
 
 
 def test_a_small_share_still_gets_a_place_and_a_share_of_nothing_none():
-    splits = sources.split_by_place(["a", "b", "c"], valid=0.01, test=0.01, seed=0)
+    splits = sources.divide(["a", "b", "c"], sources.Shares(valid=0.01, test=0.01))
     assert sorted(splits.values()) == ["test", "train", "valid"]
-    assert set(sources.split_by_place(["a", "b", "c"], 0.0, 0.0, 0).values()) == {"train"}
-    assert set(sources.split_by_place(["a", "b"], 0.01, 0.01, 0).values()) == {"train"}
+    assert set(sources.divide(["a", "b", "c"], sources.Shares(valid=0, test=0)).values()) == {"train"}
+    assert set(sources.divide(["a", "b"], sources.Shares(valid=0.01, test=0.01)).values()) == {"train"}
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path):
@@ -262,16 +262,48 @@ def test_a_folder_whose_scenes_are_all_broken_is_refused(tmp_path):
         plan(tmp_path)
 
 
-def test_a_scene_smaller_than_a_tile_gives_no_rows_and_none_at_all_is_refused(tmp_path):
+def test_a_scene_smaller_than_a_tile_is_skipped_and_none_at_all_is_refused(tmp_path):
     write_scene(tmp_path / "small.tif", width=3, height=9)
-    with pytest.raises(ConfigError, match="every scene is smaller than a tile of 4 px; lower --tile-px"):
+    with pytest.raises(
+        ConfigError, match=r"no scene can be used, small\.tif: 3 x 9 px, smaller than a tile of 4; lower --tile-px"
+    ):
         plan(tmp_path, tile_px=4)
     write_scene(tmp_path / "large.tif", width=4, height=4)
-    assert [row["tile_id"] for row in plan(tmp_path, tile_px=4)] == ["large/00000-00000"]
+    large, small = plan(tmp_path, tile_px=4)
+    assert (large["tile_id"], large["failure"]) == ("large/00000-00000", None)
+    assert (small["tile_id"], small["failure"][:25]) == ("small", "skipped:3 x 9 px, smaller")
 
 
-def test_two_scenes_of_one_name_are_refused_rather_than_mixed(tmp_path):
+def test_two_scenes_of_one_name_are_told_apart_by_their_folders(tmp_path):
     write_scene(tmp_path / "2023" / "kyiv.tif", width=2, height=2)
     write_scene(tmp_path / "2024" / "kyiv.tif", width=2, height=2)
-    with pytest.raises(ConfigError, match="kyiv/00000-00000 stands in entries 1 and 2"):
-        plan(tmp_path)
+    assert [row["tile_id"] for row in plan(tmp_path)] == ["2023/kyiv/00000-00000", "2024/kyiv/00000-00000"]
+
+
+def test_a_set_that_names_no_split_is_divided_or_is_of_the_split_that_is_given(tmp_path):
+    source = write_set(tmp_path, *({"image": f"{number}.jpg", "captions": ["x"]} for number in range(20)))
+    (tmp_path / "0.jpg").touch()
+    splits = [row["split"] for row in plan(source)]
+    assert {name: splits.count(name) for name in set(splits)} == {"train": 10, "valid": 5, "test": 5}
+    told = sources.plan(str(source), None, "north", 2, sources.Shares("test"))
+    assert {row["split"] for row in told} == {"test"}
+
+
+def test_a_split_that_the_set_names_stays(tmp_path):
+    lines = [{"image": f"{number}.jpg", "captions": ["x"], "split": "valid"} for number in range(4)]
+    (tmp_path / "0.jpg").touch()
+    assert {row["split"] for row in plan(write_set(tmp_path, *lines))} == {"valid"}
+
+
+def test_odd_input_becomes_one_line_or_a_failed_tile(tmp_path):
+    source = write_set(tmp_path, {"image": "0.jpg", "captions": ["a \ud800 b"]}, {"image": "x" * 5000, "captions": []})
+    (tmp_path / "0.jpg").touch()
+    assert plan(source)[0]["captions"] == ["a ? b"]
+    pa.Table.from_pylist(plan(source), schema=schemas.PLAN)
+    whole = (tmp_path / "captions.jsonl").read_bytes()
+    (tmp_path / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + whole)  # as some editors save UTF-8
+    assert len(plan(source)) == 2
+    (tmp_path / "captions.jsonl").unlink()
+    (tmp_path / "captions.jsonl").mkdir()
+    with pytest.raises(ConfigError, match="neither captions"):
+        plan(source)

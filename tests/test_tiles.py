@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from affine import Affine
 from PIL import Image
 from rasterio.transform import from_origin
 
 from urbancross import tiles
-from urbancross.errors import ConfigError, TileError
+from urbancross.errors import ConfigError, TileError, TileSkipped
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)  # H 8, W 10
 
@@ -123,7 +124,7 @@ def test_cells_in_degrees_have_the_bounds_that_their_pixels_have(tmp_path):
     scene = write_scene(
         tmp_path / "scene.tif", np.zeros((3, 5, 6), np.uint8), "EPSG:4326", from_origin(24.0, 60.0, 0.001, 0.001)
     )
-    cells = list(tiles.cells(scene, tile_px=2))
+    cells = tiles.cells(scene, "scene", tile_px=2)
     assert [cell.tile_id for cell in cells] == [f"scene/{row:05d}-{col:05d}" for row in (0, 1) for col in (0, 1, 2)]
     last = cells[-1]  # row 1, column 2
     assert last.window == (4, 2, 6, 4)
@@ -141,7 +142,7 @@ def test_cells_in_metres_get_their_bounds_in_degrees(tmp_path):
         transform=from_origin(499_000, 1_000, 10, 10),
         tags={"TIFFTAG_DATETIME": "2024:06:01 10:20:30"},
     )
-    (cell,) = tiles.cells(scene, tile_px=200)
+    (cell,) = tiles.cells(scene, "scene", tile_px=200)
     # At the equator a degree of longitude is pi * 6,378,137 m / 180, and one of latitude 110,574 m.
     lon, lat = 1000 / 0.9996 / 111_319.49, 1000 / 0.9996 / 110_574.4
     assert cell.bounds == pytest.approx((27 - lon, -lat, 27 + lon, lat), abs=1e-6)
@@ -152,17 +153,17 @@ def test_cells_in_metres_get_their_bounds_in_degrees(tmp_path):
 
 def test_a_scene_in_feet_has_its_ground_sample_distance_in_metres(tmp_path):
     scene = write_scene(tmp_path / "scene.tif", np.zeros((3, 2, 2), np.uint8), "EPSG:2263")  # New York, US survey feet
-    (cell,) = tiles.cells(scene, tile_px=2)
+    (cell,) = tiles.cells(scene, "scene", tile_px=2)
     assert cell.gsd_m == pytest.approx(3.048, abs=1e-4)  # pixels of 10 feet
 
 
 def test_a_raster_without_a_reference_system_and_a_file_that_is_none_are_told_apart(tmp_path):
     scene = write_scene(tmp_path / "scene.tif", np.zeros((3, 2, 2), np.uint8), crs=None)
     with pytest.raises(TileError, match="no coordinate reference system"):
-        next(tiles.cells(scene, tile_px=2))
+        tiles.cells(scene, "scene", tile_px=2)
     (tmp_path / "text.tif").write_text("not a raster")
     with pytest.raises(TileError, match="not a raster"):
-        next(tiles.cells(tmp_path / "text.tif", tile_px=2))
+        tiles.cells(tmp_path / "text.tif", "text", tile_px=2)
 
 
 def test_a_window_holds_the_pixels_of_its_place(tmp_path):
@@ -184,11 +185,36 @@ def test_a_window_of_other_bands_or_bits_fails_with_what_was_found(tmp_path):
         tiles.read_window(tmp_path / "absent.tif", (0, 0, 2, 2))
 
 
-def test_a_window_without_an_opaque_pixel_fails_and_one_with_one_does_not(tmp_path):
+def test_a_scene_that_lies_nowhere_on_the_globe_is_refused_with_what_it_says(tmp_path):
+    flat = np.zeros((3, 2, 2), np.uint8)
+    metres = write_scene(tmp_path / "metres.tif", flat, "EPSG:4326", from_origin(500_000, 6_000_000, 10, 10))
+    with pytest.raises(
+        TileError, match="corners at 500000, 6e\\+06 degrees are not on the globe; is EPSG:4326 its CRS"
+    ):
+        tiles.cells(metres, "metres", tile_px=2)
+    geocentric = write_scene(tmp_path / "geocentric.tif", flat, "EPSG:4978")
+    with pytest.raises(TileError, match="globe"):
+        tiles.cells(geocentric, "geocentric", tile_px=2)
+
+
+def test_a_turned_scene_has_the_ground_sample_distance_of_its_pixels(tmp_path):
+    turned = from_origin(500_000, 6_000_000, 10, 10) @ Affine.rotation(90)
+    scene = write_scene(tmp_path / "scene.tif", np.zeros((3, 2, 2), np.uint8), transform=turned)
+    (cell,) = tiles.cells(scene, "scene", tile_px=2)
+    assert cell.gsd_m == pytest.approx(10)
+
+
+def test_a_window_without_data_is_skipped_whether_alpha_or_nodata_says_so(tmp_path):
+    nothing = np.zeros((3, 2, 4), np.uint8)
+    nothing[:, 1, 3] = 9
+    scene = write_scene(tmp_path / "nodata.tif", nothing, nodata=0)
+    with pytest.raises(TileSkipped, match="blank"):
+        tiles.read_window(scene, (0, 0, 2, 2))
+    assert tiles.decode(tiles.read_window(scene, (2, 0, 4, 2))).shape == (2, 2, 3)
     pixels = np.zeros((4, 2, 4), np.uint8)
     pixels[3, 1, 3] = 255
     scene = write_scene(tmp_path / "scene.tif", pixels, photometric="RGB", alpha="YES")
-    with pytest.raises(TileError, match="nothing but transparent pixels"):
+    with pytest.raises(TileSkipped, match="blank"):
         tiles.read_window(scene, (0, 0, 2, 2))
     assert tiles.decode(tiles.read_window(scene, (2, 0, 4, 2))).shape == (2, 2, 3)
 

@@ -12,19 +12,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from urbancross import cli, config, storage
+from scipy.stats import t
 
-T_95 = {
-    1: 12.706,
-    2: 4.303,
-    3: 3.182,
-    4: 2.776,
-    5: 2.571,
-    6: 2.447,
-    7: 2.365,
-    8: 2.306,
-    9: 2.262,
-}  # two-sided, by n - 1
+from urbancross import cli, config, storage
+from urbancross.errors import UrbanCrossError
 
 
 def main() -> None:
@@ -32,16 +23,20 @@ def main() -> None:
     for flag in ("checkpoint", "source", "target", "out"):
         parser.add_argument(f"--{flag}", required=True)
     parser.add_argument("--split", default="valid")
+    parser.add_argument("--target-captions")
     parser.add_argument("--protocol", default="field")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     told, more = parser.parse_known_args()
     home = Path(told.out)
+    captions = ["--target-captions", told.target_captions] if told.target_captions else []
     results = {"source only": evaluate(told, told.checkpoint, home / "source-only.json")}
     for seed in told.seeds:
         out = home / f"adapted-{seed}"
         flags = ["--checkpoint", told.checkpoint, "--source", told.source, "--target", told.target, "--out", str(out)]
         adapt = config.from_command_line(
-            config.AdaptConfig, [*flags, "--seed", str(seed), *(flag for flag in more if flag != "--")], "adapt"
+            config.AdaptConfig,
+            [*flags, "--seed", str(seed), *captions, *(flag for flag in more if flag != "--")],
+            "adapt",
         )
         cli.call("adapt", adapt)
         results[f"adapted, seed {seed}"] = evaluate(told, str(out), home / f"adapted-{seed}.json")
@@ -51,7 +46,11 @@ def main() -> None:
         low, high = found["ci95"]["mR"]
         print(f"{name:<20} mR {100 * found['mR']:5.2f} % (95 % of tiles {100 * low:.2f} to {100 * high:.2f})")
     mean = statistics.mean(gains)
-    half = T_95[len(gains) - 1] * statistics.stdev(gains) / math.sqrt(len(gains)) if 1 < len(gains) <= 10 else math.nan
+    half = (
+        float(t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
+        if len(gains) > 1
+        else math.nan
+    )
     span = f"95 % of seeds {100 * (mean - half):+.2f} to {100 * (mean + half):+.2f}"
     print(f"gain over source only, mean of {len(gains)} seeds: {100 * mean:+.2f} points ({span})")
     storage.write_json(home / "seeds.json", {"results": results, "gains": gains})
@@ -59,11 +58,19 @@ def main() -> None:
 
 def evaluate(told: argparse.Namespace, checkpoint: str, out: Path) -> dict[str, Any]:
     settings = config.EvaluateConfig(
-        archive=told.target, checkpoint=checkpoint, split=told.split, protocol=told.protocol, out=str(out)
+        archive=told.target,
+        checkpoint=checkpoint,
+        split=told.split,
+        protocol=told.protocol,
+        captions=told.target_captions,
+        out=str(out),
     )
     cli.call("evaluate", settings)
     return json.loads(out.read_text())
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UrbanCrossError as error:
+        cli.fail("tuning/seeds.py", error, cli.BAD_INPUT)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -71,14 +71,16 @@ class IngestConfig(StageConfig):
     """Folder that image paths start from; default: where the captions file lies (or `images` beside it)."""
     tile_px: PositiveInt = 224
     """Scenes only: side of a tile in pixels."""
+    split: Split | None = None
+    """Split of all tiles for which the source names none; default: by the shares below."""
     valid_share: float = Field(default=0.15, ge=0, lt=1)
-    """Scenes only: share of scenes whose tiles form the split `valid`."""
+    """Share of scenes, or of images without a split of their own, that form the split `valid`."""
     test_share: float = Field(default=0.25, ge=0, lt=1)
-    """Scenes only: share of scenes whose tiles form the split `test`."""
+    """Share of scenes, or of images without a split of their own, that form the split `test`."""
     shard_tiles: PositiveInt = 2048
     """Tiles per shard; the unit of work, of commit and of resuming."""
     seed: int = 0
-    """Seed of the assignment of scenes to splits."""
+    """Seed of the assignment to splits."""
 
 
 class GeotagConfig(StageConfig):
@@ -120,11 +122,11 @@ class EmbedConfig(StageConfig):
     checkpoint: str
     """A checkpoint folder, or a model name: `starter`, or an open_clip name with tag such as ViT-B-32/openai."""
     name: str | None = None
-    """Variant of the embeddings table; default: the checkpoint's last path component."""
+    """Variant of the embeddings table; default: the checkpoint's own name."""
     batch_tiles: PositiveInt = 64
     """Tiles per forward pass of one actor."""
-    device: str = "cpu"
-    """Torch device of an actor: cpu or cuda."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where an actor computes."""
 
 
 class TrainingConfig(Config):
@@ -148,8 +150,8 @@ class TrainingConfig(Config):
     """CPUs that one of them asks of Ray."""
     gpus_per_worker: NonNegativeFloat = 0
     """GPUs that one of them asks of Ray."""
-    device: str = "cpu"
-    """Torch device of a process: cpu or cuda."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where a process computes."""
     seed: int = 0
     """Seed of the heads, the order of pairs, the choice of captions, crops and candidates."""
 
@@ -167,7 +169,7 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """Split of the archive to learn from."""
     train: Literal["heads", "image"] = "heads"
     """heads: both towers stay frozen, their features are computed once. image: the image tower learns after that."""
-    head_epochs: PositiveInt = 16
+    head_epochs: PositiveInt = 6
     """Passes over the pairs in which only the heads learn."""
     epochs: PositiveInt = 5
     """With `--train image`: further passes, in which the image tower learns with the heads."""
@@ -254,9 +256,9 @@ class EvaluateConfig(StageConfig):
     """Where to write metrics.json; default: the run folder."""
     batch_tiles: PositiveInt = 64
     """Tiles per forward pass of one actor."""
-    device: str = "cpu"
-    """Torch device of an actor: cpu or cuda."""
-    bootstrap: NonNegativeInt = 1000
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where an actor computes."""
+    bootstrap: PositiveInt = 1000
     """Resamples behind the 95 % interval, clustered by tile."""
     seed: int = 0
     """Seed of the resamples."""
@@ -281,8 +283,8 @@ class SearchConfig(ArchiveConfig):
     """How many tiles to return."""
     json_: bool = Field(default=False, alias="json")
     """Print one JSON document instead of a table."""
-    device: str = "cpu"
-    """Torch device: cpu or cuda."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the query is encoded."""
 
 
 class ReportConfig(Config):
@@ -301,7 +303,7 @@ class ReportConfig(Config):
     metrics_after: str
     """metrics.json of `after` on the target."""
     queries: list[str] | None = None
-    """Text queries to show; default: a dozen captions of the target, chosen by seed."""
+    """A text query to show, said again for each; default: a dozen captions of the target, chosen by seed."""
     split: Split | None = None
     """Only show tiles of this split of the target; default: the split that the metrics name."""
     out: str = "report.html"
@@ -328,6 +330,8 @@ class DemoConfig(Config):
     """Scenes per drawn country."""
     segments: Literal["felzenszwalb", "grid", "none"] = "felzenszwalb"
     """Segment engine, or none."""
+    head_epochs: PositiveInt = 16
+    """Passes over the source's pairs; a drawn country is small and wants more of them than a large set."""
     workers: PositiveInt = Field(default=os.cpu_count() or 1)
     """Actors and training processes that work at the same time."""
     seed: int = 1
@@ -344,7 +348,8 @@ def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> 
     """
     kind.model_config["cli_prog_name"] = program
     try:
-        return CliApp.run(kind, cli_args=_with_negative_values(arguments))
+        others, texts = _whole_texts(_with_negative_values(arguments), kind)
+        return CliApp.run(kind, cli_args=others, **texts)
     except ValidationError as error:
         lines = [
             f"{_flag(problem['loc'])}: {problem['msg']}"
@@ -367,6 +372,26 @@ def _with_negative_values(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def _whole_texts(arguments: list[str], kind: type[Config]) -> tuple[list[str], dict[str, list[str]]]:
+    """Take out the flags that may be said again and again, each with one text: pydantic-settings cuts texts at commas.
+
+    Returns:
+        The other arguments, and the texts by field.
+    """
+    names = {_flag((name,)): name for name, field in kind.model_fields.items() if field.annotation == list[str] | None}
+    others: list[str] = []
+    texts: dict[str, list[str]] = {}
+    left = iter(arguments)
+    for argument in left:
+        flag, sign, value = argument.partition("=")
+        text = value if sign else next(left, None) if flag in names else None
+        if flag in names and text is not None:
+            texts.setdefault(names[flag], []).append(text)
+        else:
+            others.append(argument)
+    return others, texts
 
 
 def _flag(location: tuple[int | str, ...]) -> str:

@@ -12,6 +12,7 @@ from urbancross.config import DemoConfig
 from urbancross.errors import ConfigError
 from urbancross.report.contents import AFTER, BEFORE
 from urbancross.report.words import interval, percent
+from urbancross.tables import has_split
 from urbancross.world import NORTHLAND, SOUTHLAND, Country, write_country
 
 # What a person would ask of the drawn countries; words, not tags.
@@ -36,6 +37,7 @@ def run(told: DemoConfig) -> None:
     if (told.source is None) != (told.target is None):
         raise ConfigError("give both --source and --target, or neither for two drawn countries")
     home = storage.local(told.out)
+    refuse_other_demo(home, told)
     if told.source is not None and told.target is not None:
         source, target = (given(place, home, told) for place in (told.source, told.target))
         queries, split = None, "test" if has_split(target, "test") else "valid"
@@ -60,6 +62,23 @@ def run(told: DemoConfig) -> None:
     show(metrics)
     print(f"report: {report}")
     print(f"all in {time.monotonic() - began:.0f} s")
+
+
+def refuse_other_demo(home: Path, told: DemoConfig) -> None:
+    """One folder holds one demo: worlds of two sizes or seeds would mix unseen."""
+    settings = told.model_dump(include={"source", "target", "scenes", "segments", "seed"})
+    if (home / "demo.json").exists():
+        found = storage.read_json(home / "demo.json", "demo")
+        for key, value in settings.items():
+            if found.get(key) != value:
+                raise ConfigError(
+                    f"--out {told.out} holds a demo with {key}={found.get(key)}, now {key}={value}; give another --out"
+                )
+    else:
+        for place in (told.source, told.target):
+            if place is not None and not storage.local(place).exists():
+                raise ConfigError(f"{place}: no such file or folder; give a captioned set")
+        storage.write_json(home / "demo.json", settings)
 
 
 def given(place: str, home: Path, told: DemoConfig) -> Path:
@@ -98,7 +117,7 @@ def learn_and_measure(
     """Pretrain on the source, adapt to the target, embed both with both models, evaluate both on the target."""
     before, after = str(home / "source-only"), str(home / "adapted")
     common: dict[str, Any] = {"workers": told.workers, "seed": told.seed, "max_segments": 2}
-    step("pretrain", archive=str(source), out=before, segments=told.segments, **common)
+    step("pretrain", archive=str(source), out=before, segments=told.segments, head_epochs=told.head_epochs, **common)
     step(
         "adapt", checkpoint=before, source=str(source), target=str(target), out=after, segments=told.segments, **common
     )
@@ -117,13 +136,6 @@ def step(verb: str, **settings: Any) -> None:
     """Run one verb as the command line would, and say so."""
     print(f"— {verb} {settings.get('archive') or settings.get('target') or ''}", flush=True)
     cli.call(verb, cli.VERBS[verb].kind(**settings))
-
-
-def has_split(archive: Path, split: str) -> bool:
-    return any(
-        split in storage.read_shard(archive / "tiles" / name, ["split"])["split"].unique().to_pylist()
-        for name in storage.shards(archive / "tiles")
-    )
 
 
 def show(metrics: dict[str, dict[str, Any]]) -> None:

@@ -30,7 +30,7 @@ class CheckpointError(UrbanCrossError, OSError):
 
 
 class TrainingError(UrbanCrossError, RuntimeError):
-    """Training met a loss that is not finite, or an encoder that collapsed (exit code 1)."""
+    """Training met a loss that is not finite (exit code 1)."""
 
 
 class WorkerError(UrbanCrossError, RuntimeError):

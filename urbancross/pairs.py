@@ -119,8 +119,8 @@ def gather_pairs(shards: Iterable[dict[str, pa.Table]], split: str, max_segments
             continue
         told = told.take(rows)
         captions = tables["captions"].take(rows)["captions"].to_pylist()
-        features.append(_matrix(told["image"], len(rows)))
-        texts.append(_matrix(told["texts"], -1))
+        features.append(_matrix(told["image"]))
+        texts.append(_matrix(told["texts"]))
         keys += [text_key(text) for lines in captions for text in lines]
         counts += [len(lines) for lines in captions]
         segments += (
@@ -151,7 +151,7 @@ def gather_pairs(shards: Iterable[dict[str, pa.Table]], split: str, max_segments
     )
 
 
-def _matrix(column: pa.ChunkedArray, rows: int) -> np.ndarray:
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     """A column of (lists of) vectors as `[rows, F]` float32."""
     values = column.combine_chunks()
     width = None

@@ -1,6 +1,7 @@
 """An embeddings table and a query to the best tiles, each with its evidence. Exact: every vector is compared."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from urbancross import storage, tables
@@ -97,9 +99,20 @@ def picture(archive: Path, hit: Hit) -> bytes:
 
 
 def embeddings_table(archive: Path, variant: str | None) -> tuple[str, dict[str, Any]]:
-    """Name of the embeddings table, and what made it."""
+    """Name of the embeddings table, and what made it.
+
+    Raises:
+        ConfigError: there is none, or another program made it.
+    """
     table = tables.table_of(archive, "embeddings", variant, "embeddings")
-    return table, storage.made_by(storage.read_schema(archive / table / storage.shards(archive / table)[0]))
+    names = storage.shards(archive / table)
+    maker = storage.made_by(storage.read_schema(archive / table / names[0]))
+    if not {"notes", "settings"} <= maker.keys():
+        raise ConfigError(f"{archive / table} does not say what made it; make it with: urbancross embed")
+    lacking = set(storage.shards(archive / "tiles")) - set(names)
+    if lacking:
+        print(f"note: {table} lacks {len(lacking)} shards; run urbancross embed again to finish it", file=sys.stderr)
+    return table, maker
 
 
 def run(config: SearchConfig) -> None:
@@ -141,8 +154,9 @@ def show(hits: list[Hit], query: str) -> None:
     if not hits:
         print(f"no tile to compare with “{query}”: the filters leave none")
         return
-    table = Table("#", "score", "tile", "what is known of it", title=f"“{query}”", title_justify="left")
+    title = escape(f"“{query}”")  # rich would take [brackets] for its own markup
+    table = Table("#", "score", "tile", "what is known of it", title=title, title_justify="left")
     for hit in hits:
         known = hit.captions[0] if hit.captions else "; ".join(hit.tags)
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.tile_id, known)
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", escape(hit.tile_id), escape(known))
     Console(width=None if Console().is_terminal else 140).print(table)

@@ -4,11 +4,12 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from urbancross import storage
-from urbancross.errors import ConfigError, TileError
+from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.tiles import cells
 
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test", "restval": "train"}
@@ -17,19 +18,33 @@ KNOWN = "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, 
 Row = dict[str, Any]
 
 
-def plan(source: str, images: str | None, domain: str, tile_px: int, valid: float, test: float, seed: int) -> list[Row]:
+@dataclass(frozen=True)
+class Shares:
+    """How tiles whose split nobody names are divided: `split` for all, or shares of whole places by seed."""
+
+    split: str | None = None
+    valid: float = 0.15
+    test: float = 0.25
+    seed: int = 0
+
+
+def plan(source: str, images: str | None, domain: str, tile_px: int, shares: Shares) -> list[Row]:
     """Rows of `schemas.PLAN` for everything the source holds.
 
     Raises:
         ConfigError: nothing there, an unknown kind of source, a caption file that cannot be read, or no usable image.
     """
+    if shares.valid + shares.test >= 1:
+        raise ConfigError(
+            f"--valid-share {shares.valid} and --test-share {shares.test} leave nothing to train on; lower them"
+        )
     path = storage.local(source)
     if not path.exists():
         raise ConfigError(f"--source {source}: no such file or folder; give {KNOWN}")
     if path.is_dir() and not (path / "captions.jsonl").is_file():
-        rows = _scenes(path, domain, tile_px, valid, test, seed)
+        rows, place = _scenes(path, domain, tile_px), "place"
     else:
-        rows = _captioned(path / "captions.jsonl" if path.is_dir() else path, images, domain)
+        rows, place = _captioned(path / "captions.jsonl" if path.is_dir() else path, images, domain), "tile_id"
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         if row["tile_id"] in seen:
@@ -38,6 +53,10 @@ def plan(source: str, images: str | None, domain: str, tile_px: int, valid: floa
                 "give one entry per image, with all its captions"
             )
         seen[row["tile_id"]] = number
+    splits = divide((row[place] for row in rows if row.get("split") is None), shares)
+    for row in rows:
+        row["split"] = row.get("split") or splits[row[place]]
+        row.pop("place", None)
     return rows
 
 
@@ -58,9 +77,11 @@ def _captioned(file: Path, images: str | None, domain: str) -> list[Row]:
         raise ConfigError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
     except csv.Error as error:
         raise ConfigError(f"{file}: not CSV ({error}); mend or replace it") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}; check its path and permissions") from None
     if not rows:
         raise ConfigError(f"{file} has no entries; give a captioned set with at least one image")
-    if not any(Path(row["source"]).is_file() for row in rows):
+    if not any(_is_file(row["source"]) for row in rows):
         raise ConfigError(
             f"{file}: none of its {len(rows):,} images is there, the first would be {rows[0]['source']}; "
             "give the folder that image paths start from with --images"
@@ -69,7 +90,7 @@ def _captioned(file: Path, images: str | None, domain: str) -> list[Row]:
 
 
 def _jsonl(file: Path) -> Iterator[Row]:
-    with open(file, encoding="utf-8") as lines:
+    with open(file, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -110,7 +131,7 @@ def _karpathy(file: Path) -> Iterator[Row]:
 
 
 def _skyscript(file: Path) -> Iterator[Row]:
-    with open(file, encoding="utf-8", newline="") as lines:
+    with open(file, encoding="utf-8-sig", newline="") as lines:
         table = csv.DictReader(lines)
         if not {"filepath", "title"} <= set(table.fieldnames or ()):
             raise ConfigError(f"{file}: want columns filepath and title, found {table.fieldnames}; give another file")
@@ -125,42 +146,47 @@ def _skyscript(file: Path) -> Iterator[Row]:
             }
 
 
-def _scenes(folder: Path, domain: str, tile_px: int, valid: float, test: float, seed: int) -> list[Row]:
+def _scenes(folder: Path, domain: str, tile_px: int) -> list[Row]:
     scenes = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff") and path.is_file())
     if not scenes:
         raise ConfigError(f"--source {folder}: neither captions.jsonl nor *.tif there; give {KNOWN}")
-    if valid + test >= 1:
-        raise ConfigError(f"--valid-share {valid} and --test-share {test} leave nothing to train on; lower them")
-    splits = split_by_place([scene.stem for scene in scenes], valid, test, seed)
     rows: list[Row] = []
     problems = []
     for scene in scenes:
-        common = {"source": str(scene), "domain": domain, "split": splits[scene.stem], "captions": None}
+        name = scene.relative_to(folder).with_suffix("").as_posix()
+        common = {"source": str(scene), "domain": domain, "place": name, "captions": None}
         try:
-            for cell in cells(scene, tile_px):
-                rows.append({**common, **vars(cell), "failure": None})
+            rows += [{**common, **vars(cell), "failure": None} for cell in cells(scene, name, tile_px)]
         except TileError as error:
             problems.append(f"{scene.name}: {error}")
-            rows.append({**common, "tile_id": scene.stem, "window": None, "failure": f"failed:{error}"})
+            kind = "skipped" if isinstance(error, TileSkipped) else "failed"
+            rows.append({**common, "tile_id": name, "window": None, "failure": f"{kind}:{error}"})
     if len(problems) == len(scenes):
         raise ConfigError(f"--source {folder}: no scene can be used, {problems[0]}")
-    if all(row["failure"] for row in rows):
-        raise ConfigError(f"--source {folder}: every scene is smaller than a tile of {tile_px} px; lower --tile-px")
     return rows
 
 
-def split_by_place(places: Iterable[str], valid: float, test: float, seed: int) -> dict[str, str]:
+def divide(places: Iterable[str], shares: Shares) -> dict[str, str]:
     """Assign whole places to splits by quota, in an order that only the seed and the names decide.
 
     With a share above 0 and more than two places, a split gets at least one place.
     """
-    order = sorted(set(places), key=lambda place: hashlib.sha256(f"{seed}/{place}".encode()).digest())
+    order = sorted(set(places), key=lambda place: hashlib.sha256(f"{shares.seed}/{place}".encode()).digest())
+    if shares.split is not None:
+        return dict.fromkeys(order, shares.split)
     quota = {
         name: max(round(share * len(order)), 1 if share > 0 and len(order) > 2 else 0)
-        for name, share in (("test", test), ("valid", valid))
+        for name, share in (("test", shares.test), ("valid", shares.valid))
     }
     names = ["test"] * quota["test"] + ["valid"] * quota["valid"]
     return dict(zip(order, names + ["train"] * len(order), strict=False))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def _inside(path: str, where: str) -> str:
@@ -175,7 +201,9 @@ def _texts(value: Any, where: str) -> list[str] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ConfigError(f"{where}: captions must be a list of strings; mend or remove the line")
-    return [text.strip() for text in value if text.strip()]
+    # A lone surrogate ("\ud800" in JSON) is no text that a table can hold.
+    texts = [text.encode("utf-8", "replace").decode().strip() for text in value]
+    return [text for text in texts if text]
 
 
 def _split(value: Any, where: str) -> str | None:
@@ -191,7 +219,7 @@ def _bounds(value: Any, where: str) -> list[float] | None:
         return None
     try:
         west, south, east, north = (float(part) for part in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         west = south = east = north = float("nan")
     if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
         raise ConfigError(f"{where}: bounds must be [west, south, east, north] in degrees, got {value!r}")
@@ -207,5 +235,5 @@ def _text(value: Any, name: str, where: str) -> str | None:
 def _number(value: Any, where: str) -> float | None:
     try:
         return None if value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where}: gsd_m must be a number of metres, got {value!r}") from None

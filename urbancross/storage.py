@@ -47,6 +47,19 @@ def file(place: str, what: str) -> Path:
     return path
 
 
+def require_writable(path: Path, what: str) -> None:
+    """Find out before the work whether its result can be written under this name.
+
+    Raises:
+        ConfigError: a folder stands there, or none can be made for it.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{what} {path} is a folder; give another name")
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"{what} {path}: nothing can be written in {parent}; choose another place")
+
+
 def local(place: str) -> Path:
     if "://" in place:
         raise ConfigError(f"{place}: only local folders can be read in this version; give a path")
@@ -190,7 +203,7 @@ def read_json(path: Path, what: str) -> Any:
         ConfigError: the file is absent, cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{what} {path}: no such file; check the path") from None
     except OSError as error:

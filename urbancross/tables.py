@@ -1,5 +1,6 @@
 """Tables of an archive, read: which there are, what made them, and shards of several side by side."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,31 @@ def fingerprint_of(archive: Path, table: str) -> dict[str, Any]:
         verb = {"tiles": "ingest", "plan": "ingest", "geotags": "geotag"}.get(table, table.partition("@")[0])
         raise ConfigError(f"{archive} has no table {table}; make it with: urbancross {verb} --archive {archive} ...")
     return storage.made_by(storage.read_schema(archive / table / names[0]))
+
+
+def digest_of(archive: Path, table: str) -> str:
+    """Digest of what made a table and of how many tiles it holds."""
+    names = storage.shards(archive / table)
+    told = json.dumps(fingerprint_of(archive, table) | {"notes": None}, sort_keys=True)
+    return storage.digest_text(f"{told} {sum(storage.row_counts(archive / table, names))}")
+
+
+def has_split(archive: Path, split: str) -> bool:
+    """Whether any tile of an archive is of this split."""
+    return any(
+        split in storage.read_shard(archive / "tiles" / name, ["split"])["split"].unique().to_pylist()
+        for name in storage.shards(archive / "tiles")
+    )
+
+
+def require_split(archive: Path, split: str) -> None:
+    """Stop before any work where no tile is of this split.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if storage.shards(archive / "tiles") and not has_split(archive, split):
+        raise ConfigError(f"{archive} has no tile of split {split}; choose another with --split")
 
 
 def embeddings_by(archive: Path, fingerprint: str) -> str | None:

@@ -2,7 +2,6 @@
 
 import io
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import rasterio
 import rasterio.transform
 import shapely
 from PIL import Image, UnidentifiedImageError
-from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.warp import transform as warp_points
 from rasterio.windows import Window
 
-from urbancross.errors import ConfigError, TileError
+from urbancross.errors import ConfigError, TileError, TileSkipped
 
 ENCODINGS = {"JPEG", "PNG", "WEBP"}  # kept byte for byte; others are encoded anew as PNG
 MAX_SIDE_PX = 8192
@@ -27,7 +26,7 @@ METRES_PER_DEGREE = 111_320.0
 class Cell:
     """One cell of a scene's grid: the tile's place before its pixels are read."""
 
-    tile_id: str  # "{scene}/{row}-{col}"
+    tile_id: str  # "{scene}/{row}-{col}", scene being the file's path in its source without its suffix
     window: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the scene
     bounds: tuple[float, float, float, float]  # west, south, east, north in degrees
     crs: str
@@ -35,11 +34,15 @@ class Cell:
     datetime: str | None
 
 
-def cells(scene: Path, tile_px: int) -> Iterator[Cell]:
+def cells(scene: Path, name: str, tile_px: int) -> list[Cell]:
     """Cut a scene into whole square cells, row by row; what is left at the right and bottom edge is dropped.
 
+    Args:
+        name: what the tiles' ids begin with.
+
     Raises:
-        TileError: the file is no raster, or has no coordinate reference system.
+        TileError: the file is no raster, holds no 8-bit RGB, or does not say where on the globe it lies.
+        TileSkipped: it is smaller than a cell.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -50,26 +53,41 @@ def cells(scene: Path, tile_px: int) -> Iterator[Cell]:
     with raster:
         if raster.crs is None:
             raise TileError("no coordinate reference system; give one with gdal_edit.py -a_srs")
+        _check_bands(raster)
+        if min(raster.height, raster.width) < tile_px:
+            raise TileSkipped(f"{raster.width} x {raster.height} px, smaller than a tile of {tile_px}; lower --tile-px")
         when = _datetime(raster.tags().get("TIFFTAG_DATETIME"))
+        found = []
         for row in range(raster.height // tile_px):
             for col in range(raster.width // tile_px):
                 x, y = col * tile_px, row * tile_px
                 window = (x, y, x + tile_px, y + tile_px)
-                bounds = _bounds(raster, window)
-                yield Cell(
-                    f"{scene.stem}/{row:05d}-{col:05d}", window, bounds, str(raster.crs), _gsd(raster, bounds), when
-                )
+                try:
+                    bounds, gsd_m = _bounds(raster, window), _gsd(raster)
+                except (RasterioError, CRSError, CPLE_BaseError) as error:
+                    raise TileError(f"cannot be placed on the globe: {_plain(error)}") from error
+                where = f"{name}/{row:05d}-{col:05d}"
+                found.append(Cell(where, window, bounds, str(raster.crs), gsd_m, when))
+        return found
+
+
+def _check_bands(raster: rasterio.DatasetReader) -> None:
+    if raster.count < 3 or raster.dtypes[0] != "uint8":
+        raise TileError(f"{raster.count} bands of {raster.dtypes[0]}, 3 of uint8 wanted; convert with gdal_translate")
 
 
 def _bounds(raster: rasterio.DatasetReader, window: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = window
     xs, ys = rasterio.transform.xy(raster.transform, [y0, y0, y1, y1], [x0, x1, x0, x1], offset="ul")
     lons, lats = warp_points(raster.crs, "EPSG:4326", xs, ys)
+    if not (np.abs(lons) <= 180).all() or not (np.abs(lats) <= 90).all():  # false for NaN and infinity too
+        raise TileError(f"corners at {lons[0]:g}, {lats[0]:g} degrees are not on the globe; is {raster.crs} its CRS?")
     return min(lons), min(lats), max(lons), max(lats)
 
 
-def _gsd(raster: rasterio.DatasetReader, bounds: tuple[float, float, float, float]) -> float:
-    side = abs(raster.transform.e)
+def _gsd(raster: rasterio.DatasetReader) -> float:
+    """Metres of ground per pixel, however the raster is turned."""
+    side = abs(raster.transform.determinant) ** 0.5
     return round(side * METRES_PER_DEGREE if raster.crs.is_geographic else side * raster.crs.linear_units_factor[1], 4)
 
 
@@ -86,16 +104,16 @@ def read_window(scene: Path, window: tuple[int, int, int, int]) -> bytes:
 
     Raises:
         TileError: the scene cannot be read there, or has another number of bands or bits.
+        TileSkipped: no pixel there holds data, by the scene's own mask or nodata value.
     """
     x0, y0, x1, y1 = window
+    place = Window(x0, y0, x1 - x0, y1 - y0)
     try:
         with rasterio.open(scene) as raster:
-            if raster.count < 3 or raster.dtypes[0] != "uint8":
-                raise TileError(f"{raster.count} bands of {raster.dtypes[0]}, 3 of uint8 wanted")
-            alpha = ColorInterp.alpha in raster.colorinterp
-            pixels = raster.read([1, 2, 3], window=Window(x0, y0, x1 - x0, y1 - y0))
-            if alpha and not raster.dataset_mask(window=Window(x0, y0, x1 - x0, y1 - y0)).any():
-                raise TileError("nothing but transparent pixels")
+            _check_bands(raster)
+            if not raster.dataset_mask(window=place).any():
+                raise TileSkipped("blank")
+            pixels = raster.read([1, 2, 3], window=place)
     except RasterioIOError as error:
         raise TileError(f"cannot be read: {_plain(error)}") from error
     return encode(np.moveaxis(pixels, 0, -1))

@@ -126,9 +126,12 @@ def reference_closeness(encoder: DualEncoder, source: Pairs, target: Pairs) -> T
 
     The mean over target pairs of [v; u] is [mean v; mean u], so the target's tiles and texts need no pairing.
     """
-    v, u = encoder.heads["image"](source.images), encoder.heads["text"](source.texts)
-    centre_v = encoder.heads["image"](target.images).mean(dim=0)
-    centre_u = encoder.heads["text"](target.texts).mean(dim=0)
+
+    def embed(kind: str, features: Tensor) -> Tensor:
+        return encoder.heads[kind](features.to(encoder.device)).cpu()
+
+    v, u = embed("image", source.images), embed("text", source.texts)
+    centre_v, centre_u = embed("image", target.images).mean(dim=0), embed("text", target.texts).mean(dim=0)
     tile = torch.repeat_interleave(torch.arange(len(source)), source.starts.diff())
     centre = torch.cat([centre_v, centre_u]) / math.sqrt(2)  # both halves of h are unit vectors over the root of two
     parts = [

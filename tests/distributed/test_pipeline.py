@@ -141,3 +141,12 @@ def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixtu
     html = page.read_text()
     assert html.count("data:image/") >= 2 * 2 * 8  # two queries, two models, the eight tiles of the split
     assert "no such file" in html
+
+
+def test_evaluation_from_stored_vectors_and_from_pixels_agrees(home: Path, tmp_path: Path):
+    source, checkpoint = str(home / "source"), str(home / "alone")  # no embeddings by this checkpoint yet
+    run("evaluate", archive=source, checkpoint=checkpoint, split="valid", out=str(tmp_path / "pixels.json"))
+    run("embed", archive=source, checkpoint=checkpoint)
+    run("evaluate", archive=source, checkpoint=checkpoint, split="valid", out=str(tmp_path / "stored.json"))
+    pixels, stored = (json.loads((tmp_path / name).read_text()) for name in ("pixels.json", "stored.json"))
+    assert pixels["mR"] == pytest.approx(stored["mR"], abs=0.02)

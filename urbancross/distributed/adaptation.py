@@ -6,20 +6,35 @@ from dataclasses import replace
 from urbancross import storage, training
 from urbancross.config import AdaptConfig
 from urbancross.distributed.features import make_features
-from urbancross.distributed.training import Trained, count_pairs, is_finished, load_pairs, train
+from urbancross.distributed.training import (
+    Trained,
+    count_pairs,
+    is_finished,
+    load_pairs,
+    refuse_other_origin,
+    train,
+)
 from urbancross.models import checkpoints
 from urbancross.runs import Balance
+from urbancross.tables import digest_of, require_split
 
 
 def run(config: AdaptConfig) -> Balance:
     source, target = storage.folder(config.source, "--source"), storage.folder(config.target, "--target")
     finished = is_finished(config.out, config)
     model = checkpoints.resolve(config.checkpoint)
+    for archive in (source, target):
+        require_split(archive, config.split)
     of_source = make_features(source, model, config, config.captions, config.segments)
     of_target = make_features(target, model, config, config.target_captions, "none")
+    made_from = {
+        "model": model.fingerprint,
+        "source": digest_of(source, of_source.features),
+        "target": digest_of(target, of_target.features),
+    }
     balance = count_pairs(source, of_source, config.split) + count_pairs(target, of_target, config.split)
-
     if finished:
+        refuse_other_origin(config.out, made_from)
         return replace(balance, written=0, done_before=balance.written)
 
     def work(team: training.Team, on_step: Callable[[training.Event], None]) -> Trained:
@@ -27,7 +42,7 @@ def run(config: AdaptConfig) -> Balance:
         target_pairs = load_pairs(target, of_target, config.split)
         encoder = checkpoints.load(model, config.device)
         training.adapt(encoder, source_pairs, target_pairs, config, team, on_step)
-        return Trained(encoder, model.base, model.towers, config.model_dump())
+        return Trained(encoder, model.base, model.towers, config.model_dump(), made_from)
 
     train(work, config, config.out, "adapt", config.steps)
     return balance

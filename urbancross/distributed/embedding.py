@@ -1,7 +1,5 @@
 """`embed`: tiles to the table `embeddings@NAME`."""
 
-from pathlib import Path
-
 import pyarrow as pa
 
 from urbancross import schemas, storage
@@ -26,8 +24,9 @@ def run(config: EmbedConfig) -> Balance:
     archive = storage.folder(config.archive, "--archive")
     model = checkpoints.resolve(config.checkpoint)
     place = str(model.folder or model.name)
+    name = config.name or (model.folder.name if model.folder else model.name.replace("/", "-"))
     stage = Stage(
-        f"embeddings@{config.name or Path(place).name}",
+        f"embeddings@{name}",
         {"tiles": ["image"]},
         schemas.embeddings(checkpoints.width_of(model)),
         TileEmbedder,

@@ -9,13 +9,13 @@ import pyarrow as pa
 from urbancross import metrics, storage
 from urbancross.config import EvaluateConfig
 from urbancross.distributed.session import connect, counted
-from urbancross.distributed.tables import map_shards
+from urbancross.distributed.tables import check_source, map_shards
 from urbancross.embedding import embed_tiles
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
 from urbancross.pairs import text_key
 from urbancross.runs import Balance, count_failures
-from urbancross.tables import embeddings_by, read_aligned, table_of
+from urbancross.tables import embeddings_by, read_aligned, require_split, table_of
 
 
 class PairEncoder:
@@ -66,7 +66,12 @@ def run(config: EvaluateConfig) -> Balance:
     archive = storage.folder(config.archive, "--archive")
     model = checkpoints.resolve(config.checkpoint)
     captions = table_of(archive, "captions", config.captions, "captions")
+    if config.out:
+        storage.require_writable(storage.local(config.out), "--out")
     names = storage.shards(archive / "tiles")
+    check_source(archive, "tiles", ["image", "split"], names)
+    check_source(archive, captions, ["captions"], names)
+    require_split(archive, config.split)
     connect()
     with counted(
         f"evaluate {config.split} of {archive.name}", sum(storage.row_counts(archive / "tiles", names))

@@ -45,10 +45,11 @@ class GivenCaptions:
 
 def run(config: IngestConfig) -> Balance:
     archive = storage.local(config.archive)
-    rows = sources.plan(
-        config.source, config.images, config.domain, config.tile_px, config.valid_share, config.test_share, config.seed
+    shares = sources.Shares(config.split, config.valid_share, config.test_share, config.seed)
+    rows = sources.plan(config.source, config.images, config.domain, config.tile_px, shares)
+    settings = config.model_dump(
+        include={"source", "images", "domain", "tile_px", "split", "valid_share", "test_share", "seed"}
     )
-    settings = config.model_dump(include={"source", "images", "domain", "tile_px", "valid_share", "test_share", "seed"})
     settings["source"] = str(storage.local(config.source))
     publish_plan(archive, rows, settings, config.shard_tiles)
     stage = Stage("tiles", {"plan": None}, geoparquet(schemas.TILES), TileReader, {}, {"domain": config.domain})

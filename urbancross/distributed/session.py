@@ -5,12 +5,12 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.data
 
-from urbancross.errors import UrbanCrossError, WorkerError
+from urbancross.errors import ConfigError, UrbanCrossError, WorkerError
 from urbancross.progress import Meter, meter
 
 OBJECT_STORE_BYTES = 512 << 20
@@ -37,6 +37,34 @@ def connect() -> None:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+class Resources(Protocol):
+    """What a verb asks of Ray; every settings model of a verb with actors has it."""
+
+    @property
+    def workers(self) -> int: ...
+    @property
+    def cpus_per_worker(self) -> float: ...
+    @property
+    def gpus_per_worker(self) -> float: ...
+
+
+def require_resources(wanted: Resources) -> None:
+    """Refuse what a session of our own can never give: Ray would wait for it, without a word. A cluster may grow.
+
+    Raises:
+        ConfigError: more CPUs or GPUs than there are.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    have = ray.cluster_resources()
+    for kind, flag, each in (("CPU", "cpus", wanted.cpus_per_worker), ("GPU", "gpus", wanted.gpus_per_worker)):
+        if each * wanted.workers > have.get(kind, 0):
+            raise ConfigError(
+                f"--workers {wanted.workers} with --{flag}-per-worker {each:g} want {each * wanted.workers:g} {kind}s, "
+                f"this machine offers {have.get(kind, 0):g}; lower one of them"
+            )
 
 
 @contextmanager

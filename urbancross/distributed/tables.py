@@ -19,12 +19,13 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from urbancross import schemas, storage
-from urbancross.distributed.session import connect, counted, own_error
+from urbancross.distributed.session import Resources, connect, counted, own_error, require_resources
 from urbancross.errors import ConfigError, SchemaError, UrbanCrossError
 from urbancross.runs import Balance, count_failures
 from urbancross.tables import Columns, fingerprint_of, read_aligned
 
 SHARD_NAME = "part-{:05d}.parquet"
+PLANNED_ONCE = ("source", "window", "captions", "bounds")
 
 
 # Aligned batches of the source tables, by name, to one output row per source row, in order.
@@ -35,17 +36,6 @@ class ShardWorker(Protocol):
     """Works on one shard of an archive after the other."""
 
     def work(self, name: str) -> dict[str, Any]: ...
-
-
-class Resources(Protocol):
-    """What a stage asks of Ray; every settings model of a Ray Data verb has it."""
-
-    @property
-    def workers(self) -> int: ...
-    @property
-    def cpus_per_worker(self) -> float: ...
-    @property
-    def gpus_per_worker(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -165,7 +155,9 @@ def map_shards(
         UrbanCrossError: a worker's own error.
         WorkerError: a worker ended otherwise.
     """
-    shards = ray.data.from_items([{"shard": name} for name in names]).repartition(len(names))
+    require_resources(resources)
+    # One block a shard, made in the driver: a task that had to cut blocks might find every CPU held by an actor.
+    shards = ray.data.from_items([{"shard": name} for name in names], override_num_blocks=len(names))
     result = shards.map_batches(
         Replica,
         fn_constructor_args=(worker, arguments),
@@ -192,12 +184,30 @@ def publish_plan(archive: Path, rows: list[dict[str, Any]], settings: dict[str, 
     if known:
         refuse_other_maker(table / known[0], maker)
     schema = storage.with_made_by(schemas.PLAN, maker)
-    taken = {tile for name in known for tile in storage.read_shard(table / name, ["tile_id"])["tile_id"].to_pylist()}
+    taken: set[str] = set()
+    wanted = {row["tile_id"]: row for row in rows} if known else {}
+    for name in known:
+        for row in storage.read_shard(table / name, ["tile_id", *PLANNED_ONCE]).to_pylist():
+            taken.add(row["tile_id"])
+            refuse_edited(table, row, wanted.get(row["tile_id"]))
     fresh = [row for row in rows if row["tile_id"] not in taken]
     for number, start in enumerate(range(0, len(fresh), shard_tiles), start=len(known)):
         shard = pa.Table.from_pylist(fresh[start : start + shard_tiles], schema=schema)
         if not storage.publish_shard(table / SHARD_NAME.format(number), shard):
             raise ConfigError(f"{table}: another ingest is planning into this archive; wait for it, then run again")
+
+
+def refuse_edited(table: Path, planned: dict[str, Any], now: dict[str, Any] | None) -> None:
+    """A tile that was planned before has to come with the same image and captions; a set may grow, not change."""
+    if now is None:
+        return
+    for key in PLANNED_ONCE:
+        value = list(now[key]) if isinstance(now.get(key), tuple) else now.get(key)
+        if value != planned[key]:
+            raise ConfigError(
+                f"{table} holds {planned['tile_id']} with another {key}: the source was edited; "
+                "ingest it into a new archive"
+            )
 
 
 def check_source(archive: Path, source: str, columns: Sequence[str] | None, names: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from urbancross import runs, storage
 from urbancross.config import TrainingConfig
 from urbancross.distributed.features import FeatureTables
-from urbancross.distributed.session import connect, counted, own_error
+from urbancross.distributed.session import connect, counted, own_error, require_resources
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
@@ -94,12 +94,19 @@ def count_pairs(archive: Path, tables: FeatureTables, split: str) -> Balance:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a team learned: the encoder, the base model's name, and the towers' digest if they did not move."""
+    """What a team learned, and from what.
+
+    Attributes:
+        base: the base model's name.
+        towers: their digest, if they did not move.
+        made_from: digests of the model and the tables that training began with.
+    """
 
     encoder: DualEncoder
     base: str
     towers: str | None
     settings: dict[str, Any]
+    made_from: dict[str, str]
 
 
 def train(
@@ -115,6 +122,7 @@ def train(
     """
     folder = storage.local(out)
     connect()
+    require_resources(config)
 
     def loop(told: dict[str, Any]) -> None:
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -129,7 +137,9 @@ def train(
         trained = work(team, on_step)
         if team.rank == 0:
             with storage.publish_folder(folder) as temporary:
-                checkpoints.save(trained.encoder, temporary, trained.base, trained.towers, trained.settings)
+                checkpoints.save(
+                    trained.encoder, temporary, trained.base, trained.towers, trained.settings, trained.made_from
+                )
                 (temporary / checkpoints.EVENTS).write_bytes(runs.event_lines(events))
         ray.train.report({"steps": len(events)})
 
@@ -152,22 +162,33 @@ def train(
             raise own_error(error) from error
 
 
+# What does not change the result, and the places, whose content `made_from` tells better than their names.
 NOT_RESULT = {"workers", "cpus_per_worker", "gpus_per_worker", "device", "batch_tiles"}
+PLACES = {"archive", "source", "target", "checkpoint", "model", "out"}
 
 
 def is_finished(out: str, config: TrainingConfig) -> bool:
     """Whether the checkpoint `out` is there already, made with the same settings.
 
     Raises:
-        ConfigError: something else is there.
+        ConfigError: something else is there, or nothing can be written there.
     """
     folder = storage.local(out)
     if not folder.exists():
+        storage.require_writable(folder, "--out")
         return False
     found = storage.read_json(folder / checkpoints.DESCRIPTION, f"--out {out} exists, but its")["settings"]
-    for key, value in config.model_dump(exclude=NOT_RESULT).items():
+    for key, value in config.model_dump(exclude=NOT_RESULT | PLACES).items():
         if found.get(key) != value:
             raise ConfigError(
                 f"--out {out} was made with {key}={found.get(key)}, now {key}={value}; give another --out, or remove it"
             )
     return True
+
+
+def refuse_other_origin(out: str, made_from: dict[str, str]) -> None:
+    """Stop where the finished checkpoint `out` began with other weights, or with tables of another content."""
+    found = storage.read_json(storage.local(out) / checkpoints.DESCRIPTION, "--out").get("made_from", {})
+    for key, value in made_from.items():
+        if found.get(key) != value:
+            raise ConfigError(f"--out {out} was made from another {key}; give another --out, or remove it")

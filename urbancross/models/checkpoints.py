@@ -85,6 +85,14 @@ def feature_widths(model: Model) -> tuple[int, int]:
     return (starter.IMAGE_WIDTH, starter.TEXT_WIDTH) if model.base == "starter" else (width_of(model),) * 2
 
 
+def image_px_of(model: Model) -> int:
+    """Side of the square that the image tower takes, without loading the weights."""
+    if model.base == "starter":
+        return starter.IMAGE_PX
+    size = open_clip.get_model_config(model.base.partition("/")[0])["vision_cfg"].get("image_size", 224)
+    return size if isinstance(size, int) else size[0]
+
+
 def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0) -> DualEncoder:
     """Build the encoder, in eval mode, with the weights of its checkpoint or its base model.
 
@@ -94,8 +102,10 @@ def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0)
 
     Raises:
         CheckpointError: the weights do not fit or are cut short.
+        ConfigError: there is no such device.
     """
-    torch_device = torch.device(device)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no CUDA device in this process; give --device cpu, or --gpus-per-worker 1")
     encoder = _build(model, dropout, seed)
     if model.folder is not None:
         try:
@@ -103,7 +113,7 @@ def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0)
         except (SafetensorError, RuntimeError, OSError) as error:
             first = str(error).splitlines()[0]
             raise CheckpointError(f"{model.folder / WEIGHTS} cannot be loaded ({first}); copy it again") from error
-    return encoder.to(torch_device).eval()
+    return encoder.to(torch.device(device)).eval()
 
 
 def _build(model: Model, dropout: float, seed: int) -> DualEncoder:
@@ -127,8 +137,15 @@ def _build(model: Model, dropout: float, seed: int) -> DualEncoder:
                 width=width,
             )
         architecture, _, tag = model.base.partition("/")
+        given = open_clip.get_pretrained_cfg(architecture, tag)  # what the tag's weights were trained with
+        preprocessing = {name: given[name] for name in ("mean", "std", "interpolation") if name in given}
         try:
-            towers = open_clip.create_model(architecture, pretrained=tag if model.folder is None else None)
+            towers = open_clip.create_model(
+                architecture,
+                pretrained=tag if model.folder is None else None,
+                force_quick_gelu=given.get("quick_gelu", False),
+                force_preprocess_cfg=preprocessing,
+            )
         except Exception as error:  # whatever the hub client raises: no network, no such file, ...
             raise CheckpointError(f"cannot fetch the weights of {model.base}: {str(error).splitlines()[0]}") from error
         told = open_clip.get_model_preprocess_cfg(towers)
@@ -147,11 +164,19 @@ def _build(model: Model, dropout: float, seed: int) -> DualEncoder:
         )
 
 
-def save(encoder: DualEncoder, folder: Path, base: str, towers: str | None, settings: dict[str, Any]) -> None:
+def save(
+    encoder: DualEncoder,
+    folder: Path,
+    base: str,
+    towers: str | None,
+    settings: dict[str, Any],
+    made_from: dict[str, str],
+) -> None:
     """Write the files of a checkpoint into `folder`, which exists and is empty.
 
     Args:
         towers: digest of the towers, where training left them as they were; None where it changed them.
+        made_from: digests of what training began with.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     save_file(state, folder / WEIGHTS)
@@ -166,5 +191,6 @@ def save(encoder: DualEncoder, folder: Path, base: str, towers: str | None, sett
             "fingerprint": (fingerprint := storage.digest(folder / WEIGHTS)),
             "towers": towers or fingerprint,
             "settings": settings,
+            "made_from": made_from,
         },
     )

@@ -25,9 +25,12 @@ def run(config: ReportConfig) -> None:
         BEFORE: storage.read_json(storage.local(config.metrics_before), "--metrics-before"),
         AFTER: storage.read_json(storage.local(config.metrics_after), "--metrics-after"),
     }
+    for flag, found in zip(("--metrics-before", "--metrics-after"), told.values(), strict=True):
+        if not isinstance(found, dict) or not {"mR", "protocol", "split", "gallery", "captions"} <= found.keys():
+            raise ConfigError(f"{flag}: not what urbancross evaluate --out writes; give its metrics.json")
     first = told[BEFORE]
     split = config.split or first.get("split")
-    queries = config.queries or some_captions(target, split, config.seed)
+    queries = config.queries or some_captions(target, first["captions"], split, config.seed)
     page = Report(
         title=f"{source.name} to {target.name}",
         subtitle=f"{target.name}, split {split}: {first['gallery']['tiles']:,} tiles, protocol {first['protocol']}",
@@ -59,9 +62,8 @@ def embeddings_of(archive: Path, model: checkpoints.Model) -> str:
     return table
 
 
-def some_captions(archive: Path, split: str | None, seed: int) -> list[str]:
+def some_captions(archive: Path, table: str, split: str | None, seed: int) -> list[str]:
     """A dozen different captions of a split, chosen by seed."""
-    table = sorted(archive.glob("captions@*"))[0].name
     found: set[str] = set()
     for name in storage.shards(archive / table):
         shard = tables.read_aligned(archive, {"tiles": ["split"], table: ["captions"]}, name)
@@ -93,19 +95,28 @@ def failures(archive: Path) -> list[dict[str, Any]]:
 
 def gap(source: Path, target: Path, model: checkpoints.Model, seed: int) -> DomainGap:
     """How far apart an encoder puts the tiles of two archives."""
-    a, b = (vectors_of(archive, embeddings_of(archive, model), seed) for archive in (source, target))
-    distance = metrics.proxy_a_distance(a, b, seed=seed)
+    (a, places_a), (b, places_b) = (
+        vectors_of(archive, embeddings_of(archive, model), seed) for archive in (source, target)
+    )
+    distance = metrics.proxy_a_distance(a, b, places_a, places_b, seed)
     discrepancy, p = metrics.mmd2(a, b, seed=seed)
     return DomainGap(a, b, distance, discrepancy, p)
 
 
-def vectors_of(archive: Path, table: str, seed: int) -> np.ndarray:
-    """Up to GAP_TILES vectors `[n, D]` of an embeddings table, chosen by seed."""
-    columns = [
-        storage.read_shard(archive / table / name, ["vector"])["vector"] for name in storage.shards(archive / table)
-    ]
-    rows = [np.asarray(vector, np.float32) for column in columns for vector in column.drop_null().to_pylist()]
-    return np.stack([rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:GAP_TILES])])
+def vectors_of(archive: Path, table: str, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Up to GAP_TILES vectors `[n, D]` of an embeddings table, chosen by seed, and the scene of each, if it has one."""
+    vectors: list[np.ndarray] = []
+    scenes: list[str] = []
+    for name in storage.shards(archive / table):
+        shard = tables.read_aligned(archive, {"tiles": ["crs"], table: ["vector"]}, name)
+        done = shard[table]["vector"].is_valid()
+        vectors += [np.asarray(vector, np.float32) for vector in shard[table]["vector"].filter(done).to_pylist()]
+        told = shard["tiles"].filter(done).select(["tile_id", "crs"]).to_pylist()
+        scenes += [row["tile_id"].rpartition("/")[0] if row["crs"] else "" for row in told]
+    rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:GAP_TILES])
+    chosen = np.array(scenes)[rows]
+    by_scene = len(set(chosen)) > 1 and "" not in chosen
+    return np.stack([vectors[i] for i in rows]), chosen if by_scene else None
 
 
 def hits(
