@@ -213,3 +213,16 @@ def test_the_square_of_a_thin_strip_takes_no_more_memory_than_the_square():
     limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 200_000  # kB; the whole strip, resized, is 1.2 GB
     assert square(np.zeros((1, 8192, 3), np.uint8), 224).shape == (224, 224, 3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < limit
+
+
+def test_a_tag_that_was_trained_with_quick_gelu_is_rebuilt_with_it(tmp_path: Path):
+    name = "ViT-B-32/openai"
+    rebuilt = checkpoints._build(checkpoints.Model(name, name, None, tmp_path, "", ""), dropout=0.0, seed=0)
+    assert any(type(module).__name__ == "QuickGELU" for module in rebuilt.towers.modules())
+    assert not any(isinstance(module, torch.nn.GELU) for module in rebuilt.towers.modules())
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--device cuda: no CUDA device in this process; give --device cpu"):
+        checkpoints.load(checkpoints.resolve("starter"), "cuda")

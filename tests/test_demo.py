@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+from urbancross.config import DemoConfig
+from urbancross.demo import refuse_other_demo
+from urbancross.errors import ConfigError
 
 
 def demo(out: Path) -> subprocess.CompletedProcess[str]:
@@ -15,6 +17,9 @@ def demo(out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=700)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_demo_runs_to_its_report_and_a_second_run_finds_it_done(tmp_path: Path):
     first = demo(tmp_path)
     assert first.returncode == 0, first.stderr
@@ -31,3 +36,10 @@ def test_the_demo_runs_to_its_report_and_a_second_run_finds_it_done(tmp_path: Pa
     again = demo(tmp_path)
     assert again.returncode == 0, again.stderr
     assert "read 108 = written 0 + done before 108 + failed 0" in again.stdout
+
+
+def test_a_demo_of_other_settings_is_refused_rather_than_mixed_in(tmp_path: Path):
+    refuse_other_demo(tmp_path, DemoConfig(scenes=6))
+    refuse_other_demo(tmp_path, DemoConfig(scenes=6, query="a lake"))
+    with pytest.raises(ConfigError, match="holds a demo with scenes=6, now scenes=9; give another --out"):
+        refuse_other_demo(tmp_path, DemoConfig(scenes=9))

@@ -165,3 +165,11 @@ def test_a_missing_table_is_named_with_the_verb_that_makes_it(archive: Path):
         with pytest.raises(ConfigError, match=f"no table {table}; make it with: urbancross {verb[:6]}"):
             tables.fingerprint_of(archive / "elsewhere", table)
     assert tables.fingerprint_of(archive, "embeddings@m") == {"settings": {"checkpoint": "abc"}}
+
+
+def test_brackets_in_captions_and_queries_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]):
+    hit = search.Hit(1, "img[a]/1.jpg", 0.5, None, None, ["a [/b] roof [red]"], [], "part-00000.parquet", 0)
+    search.show([hit], "boats [/]")
+    told = capsys.readouterr().out
+    for text in ("img[a]/1.jpg", "a [/b] roof [red]", "“boats [/]”"):
+        assert text in told

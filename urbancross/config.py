@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import (
@@ -374,7 +374,7 @@ def _with_negative_values(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _whole_texts(arguments: list[str], kind: type[Config]) -> tuple[list[str], dict[str, list[str]]]:
+def _whole_texts(arguments: list[str], kind: type[Config]) -> tuple[list[str], dict[str, Any]]:
     """Take out the flags that may be said again and again, each with one text: pydantic-settings cuts texts at commas.
 
     Returns:
@@ -382,7 +382,7 @@ def _whole_texts(arguments: list[str], kind: type[Config]) -> tuple[list[str], d
     """
     names = {_flag((name,)): name for name, field in kind.model_fields.items() if field.annotation == list[str] | None}
     others: list[str] = []
-    texts: dict[str, list[str]] = {}
+    texts: dict[str, Any] = {}
     left = iter(arguments)
     for argument in left:
         flag, sign, value = argument.partition("=")

@@ -67,6 +67,19 @@ def test_pretraining_again_does_nothing_and_other_settings_are_refused(home: Pat
         run("pretrain", out=str(home / "source-only"), seed=5, **pretraining(home))
 
 
+def test_a_finished_checkpoint_does_not_pass_for_one_of_other_data(home: Path):
+    with pytest.raises(ConfigError, match="was made from another source; give another --out, or remove it"):
+        run("pretrain", out=str(home / "source-only"), **pretraining(home) | {"archive": str(home / "target")})
+
+
+def test_what_cannot_be_learned_is_refused_before_any_work(home: Path):
+    with pytest.raises(ConfigError, match="--crop-px 192: ViT-B-32/openai takes 224 px alone; give --crop-px 224"):
+        run("pretrain", archive=str(home / "source"), out=str(home / "x"), model="ViT-B-32/openai", train="image")
+    with pytest.raises(ConfigError, match="has no tile of split test; choose another with --split"):
+        run("pretrain", archive=str(home / "source"), out=str(home / "x"), split="test")
+    assert not list((home / "source").glob("features@*ViT*"))
+
+
 def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixture[str]):
     before, after = str(home / "source-only"), str(home / "adapted")
     source, target = str(home / "source"), str(home / "target")

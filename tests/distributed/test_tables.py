@@ -93,6 +93,28 @@ def test_a_set_that_grew_is_picked_up_by_running_again(other_set: Path, tmp_path
     assert first.items() <= digests(home / "tiles").items()
 
 
+def test_a_set_that_was_edited_is_refused_and_keeps_what_it_had(other_set: Path, tmp_path: Path):
+    edited, home = tmp_path / "edited", tmp_path / "archive"
+    edited.mkdir()
+    (edited / "img").symlink_to(other_set / "img")
+    lines = (other_set / "captions.jsonl").read_text().splitlines(keepends=True)[4:8]
+    (edited / "captions.jsonl").write_text("".join(lines))
+    run("ingest", source=str(edited), archive=str(home), domain="x")
+    before = digests(home / "captions@given")
+    (edited / "captions.jsonl").write_text("".join(lines).replace("a lake seen from above", "a pond"))
+    with pytest.raises(ConfigError, match="with another captions: the source was edited; ingest it into a new archive"):
+        run("ingest", source=str(edited), archive=str(home), domain="x")
+    assert digests(home / "captions@given") == before
+
+
+def test_what_this_machine_can_never_give_is_refused_rather_than_waited_for(archive: Path):
+    with pytest.raises(ConfigError, match="--workers 99 with --cpus-per-worker 1 want 99 CPUs, this machine offers"):
+        run("segment", archive=str(archive), engine="felzenszwalb", workers=99)
+    with pytest.raises(ConfigError, match="want 1 GPUs, this machine offers 0"):
+        run("segment", archive=str(archive), engine="felzenszwalb", workers=1, gpus_per_worker=1)
+    assert not storage.shards(archive / "segments@felzenszwalb")
+
+
 def test_a_table_of_another_program_is_refused_by_name(tmp_path: Path):
     import pyarrow as pa
 
