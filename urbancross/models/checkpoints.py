@@ -8,7 +8,8 @@ from typing import Any
 import open_clip
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from urbancross import storage
 from urbancross.errors import CheckpointError, ConfigError
@@ -179,7 +180,7 @@ def save(
         made_from: digests of what training began with.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(to_bytes(state))  # `save_file` would make it readable for its owner alone
     storage.write_json(
         folder / DESCRIPTION,
         {
