@@ -66,5 +66,5 @@ def test_a_table_of_another_schema_is_refused_with_the_columns_that_differ(tmp_p
     ran = urbancross("embed", "--archive", str(table.parent), "--checkpoint", "starter")
     assert ran.returncode == 2, ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1
-    assert "tiles does not fit its schema (failure: want string, found None; image: want binary" in ran.stderr
+    assert "tiles does not fit its schema (failure: want string, found no such column; image: want binary" in ran.stderr
     assert [path.name for path in table.parent.iterdir()] == ["tiles"]

@@ -55,7 +55,7 @@ def test_recorded_runs_come_back_oldest_first_with_their_stage(tmp_path):
             "failed": 1,
         },
         {
-            "stage": "embed",
+            "stage": "embed starter",
             "archive": "northland",
             "read": 3,
             "written": 0,

@@ -280,6 +280,14 @@ def test_two_scenes_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert [row["tile_id"] for row in plan(tmp_path)] == ["2023/kyiv/00000-00000", "2024/kyiv/00000-00000"]
 
 
+@pytest.mark.parametrize("path", ["images/a.jpg", "a.jpg"])
+def test_image_paths_start_beside_the_table_or_in_its_images_folder(tmp_path, path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    (tmp_path / "sky.csv").write_text(f"filepath,title\n{path},a lake\n")
+    assert plan(tmp_path / "sky.csv")[0]["source"] == str(tmp_path / "images" / "a.jpg")
+
+
 def test_a_set_that_names_no_split_is_divided_or_is_of_the_split_that_is_given(tmp_path):
     source = write_set(tmp_path, *({"image": f"{number}.jpg", "captions": ["x"]} for number in range(20)))
     (tmp_path / "0.jpg").touch()

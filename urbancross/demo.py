@@ -134,7 +134,8 @@ def learn_and_measure(
 
 def step(verb: str, **settings: Any) -> None:
     """Run one verb as the command line would, and say so."""
-    print(f"— {verb} {settings.get('archive') or settings.get('target') or ''}", flush=True)
+    places = [settings.get("archive") or settings.get("target"), settings.get("checkpoint")]
+    print(" ".join([f"— {verb}", *(str(place) for place in places if place)]), flush=True)
     cli.call(verb, cli.VERBS[verb].kind(**settings))
 
 

@@ -70,7 +70,9 @@ def balances(home: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted((home / "runs").glob("*/balance.json")):
         config = storage.read_json(file.parent / "config.json", "run")
-        found.append({"stage": config["verb"], "archive": home.name, **storage.read_json(file, "run")})
+        with_model = config["verb"] in ("embed", "evaluate")
+        stage = f"{config['verb']} {Path(config['checkpoint']).name}" if with_model else config["verb"]
+        found.append({"stage": stage, "archive": home.name, **storage.read_json(file, "run")})
     return found
 
 

@@ -112,12 +112,14 @@ def check(found: pa.Schema, wanted: pa.Schema, where: str) -> None:
     """
     types = dict(zip(found.names, found.types, strict=True))
     wrong = [
-        f"{field.name}: want {field.type}, found {types.get(field.name)}"
+        f"{field.name}: want {field.type}, found {types.get(field.name, 'no such column')}"
         for field in wanted
         if types.get(field.name) != field.type
     ]
     if wrong:
-        raise SchemaError(f"{where} does not fit its schema ({'; '.join(wrong)}); was it written by another program?")
+        raise SchemaError(
+            f"{where} does not fit its schema ({'; '.join(wrong)}); remove it, and make it with urbancross"
+        )
 
 
 def each_tile(

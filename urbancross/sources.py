@@ -64,29 +64,25 @@ def _captioned(file: Path, images: str | None, domain: str) -> list[Row]:
     dialects: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl, ".json": _karpathy, ".csv": _skyscript}
     if file.suffix not in dialects:
         raise ConfigError(f"--source {file}: unknown kind {file.suffix or 'of file'}; give {KNOWN}")
-    beside = file.parent / "images"
-    default = beside if file.suffix != ".jsonl" and beside.is_dir() else file.parent
-    root = storage.folder(images, "--images") if images else default
-    rows: list[Row] = []
+    roots = [storage.folder(images, "--images")] if images else [file.parent / "images", file.parent]
     try:
-        for entry in dialects[file.suffix](file):
-            rows.append(
-                {"source": str(root / entry["tile_id"]), "domain": domain, "window": None, "failure": None} | entry
-            )
+        entries = list(dialects[file.suffix](file))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
     except csv.Error as error:
         raise ConfigError(f"{file}: not CSV ({error}); mend or replace it") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}; check its path and permissions") from None
-    if not rows:
+    if not entries:
         raise ConfigError(f"{file} has no entries; give a captioned set with at least one image")
-    if not any(_is_file(row["source"]) for row in rows):
+    root = next((root for root in roots if any(_is_file(root / entry["tile_id"]) for entry in entries)), None)
+    if root is None:
         raise ConfigError(
-            f"{file}: none of its {len(rows):,} images is there, the first would be {rows[0]['source']}; "
-            "give the folder that image paths start from with --images"
+            f"{file}: none of its {len(entries):,} images is there, the first would be "
+            f"{roots[-1] / entries[0]['tile_id']}; give the folder that image paths start from with --images"
         )
-    return rows
+    common: Row = {"domain": domain, "window": None, "failure": None}
+    return [{"source": str(root / entry["tile_id"])} | common | entry for entry in entries]
 
 
 def _jsonl(file: Path) -> Iterator[Row]:
@@ -182,9 +178,9 @@ def divide(places: Iterable[str], shares: Shares) -> dict[str, str]:
     return dict(zip(order, names + ["train"] * len(order), strict=False))
 
 
-def _is_file(path: str) -> bool:
+def _is_file(path: Path) -> bool:
     try:
-        return Path(path).is_file()
+        return path.is_file()
     except OSError:  # a name that no file system takes
         return False
 

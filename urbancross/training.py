@@ -217,9 +217,9 @@ def adapt(
                 "pace": len(batch.rows) / min(config.ratio * size, len(source)),
                 "effective_sample_size": curriculum.effective_sample_size(weights) / len(weights),
                 "discriminator_accuracy": torch.stack(right).mean().item(),
-                "margin": margin,
                 "reversal": strength,
             }
+            | ({"margin": margin} if config.loss == "triplet" else {})
             | ({"segment_text": terms["segment_text"].item()} if "segment_text" in terms else {})
         )
     encoder.eval()
