@@ -164,7 +164,7 @@ def test_json_that_cannot_be_read_is_named_with_what_it_is_for(tmp_path):
         ("absent.json", r"--metrics .*absent\.json: no such file"),
         ("cut.json", r"--metrics .*cut\.json is not JSON \(Expecting value"),
         ("latin.json", r"--metrics .*latin\.json is not JSON"),
-        ("", "--metrics .* cannot be read: Is a directory"),
+        ("", "--metrics .* cannot be read: it is a folder"),
     ]:
         with pytest.raises(ConfigError, match=message):
             storage.read_json(tmp_path / name, "--metrics")

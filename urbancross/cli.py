@@ -68,7 +68,7 @@ def call(verb: str, config: settings.Config) -> runs.Balance | None:
     if balance is not None:
         home = getattr(config, "archive", None) or getattr(config, "target", None)
         if home is not None:
-            runs.record(storage.local(home), verb, config.model_dump(), balance)
+            runs.record(storage.place(home), verb, config.model_dump(), balance)
         print(balance, flush=True)
     return balance
 

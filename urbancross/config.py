@@ -45,16 +45,26 @@ class Config(BaseSettings):
 
 class ArchiveConfig(Config):
     archive: str
-    """The archive: a folder that holds tables."""
+    """The archive: a folder or an s3://bucket/prefix that holds tables."""
 
 
-class StageConfig(ArchiveConfig):
+class WorkersConfig(Config):
+    """What every verb has that works on actors."""
+
     workers: PositiveInt = Field(default=os.cpu_count() or 1)
     """Actors that work at the same time."""
     cpus_per_worker: PositiveFloat = 1
     """CPUs that one actor asks of Ray."""
     gpus_per_worker: NonNegativeFloat = 0
     """GPUs, or a share of one, that one actor asks of Ray."""
+    max_failed: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?%$|^\d+$")
+    """Stop when more tiles fail, such as 5% or 100; default: go on."""
+    stall_minutes: PositiveFloat = 30
+    """End a worker that makes no step for so long; its tiles are tried again, and left out if it is them."""
+
+
+class StageConfig(ArchiveConfig, WorkersConfig):
+    """What every verb has that makes a table."""
 
 
 class IngestConfig(StageConfig):
@@ -129,7 +139,7 @@ class EmbedConfig(StageConfig):
     """Where an actor computes."""
 
 
-class TrainingConfig(Config):
+class TrainingConfig(WorkersConfig):
     """What pretrain and adapt have in common."""
 
     captions: str | None = None
@@ -146,10 +156,6 @@ class TrainingConfig(Config):
     """Tiles per forward pass where frozen features are computed."""
     workers: PositiveInt = 2
     """Actors and training processes; the loss does not depend on their number."""
-    cpus_per_worker: PositiveFloat = 1
-    """CPUs that one of them asks of Ray."""
-    gpus_per_worker: NonNegativeFloat = 0
-    """GPUs that one of them asks of Ray."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where a process computes."""
     seed: int = 0

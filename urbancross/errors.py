@@ -35,3 +35,11 @@ class TrainingError(UrbanCrossError, RuntimeError):
 
 class WorkerError(UrbanCrossError, RuntimeError):
     """A worker process ended in a way that nobody foresaw (exit code 1)."""
+
+
+class LeaseError(UrbanCrossError, RuntimeError):
+    """Another run writes the same table (exit code 1)."""
+
+
+class BudgetError(UrbanCrossError, RuntimeError):
+    """More tiles failed than was allowed (exit code 1)."""

@@ -1,12 +1,15 @@
 """A run's folder and its balance: what was asked, what happened, and that every tile is accounted for."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from urbancross import storage
+from urbancross.storage import Place
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,41 @@ class Balance:
         )
 
 
-def count_failures(failures: list[str | None]) -> dict[str, int]:
-    """Written, skipped and failed among the `failure` column of rows."""
+def count_failures(failures: list[str | None]) -> dict[str, Any]:
+    """Written, skipped and failed among the `failure` column of rows, and how often each `reason`."""
     skipped = sum(1 for failure in failures if failure is not None and failure.startswith("skipped:"))
     failed = sum(1 for failure in failures if failure is not None) - skipped
-    return {"written": len(failures) - skipped - failed, "skipped": skipped, "failed": failed}
+    reasons = Counter(map(reason, filter(None, failures))) if failed else Counter[str]()
+    return {"written": len(failures) - skipped - failed, "skipped": skipped, "failed": failed, "reasons": reasons}
 
 
-def record(home: Path, verb: str, settings: dict[str, Any], balance: Balance) -> Path:
+def reason(failure: str) -> str:
+    """The kind of a failure, without what differs from tile to tile; empty for what was skipped."""
+    kind, _, text = failure.partition(":")
+    return re.sub(r"\d[\d.,]*", "n", re.split(r"[:(]", text)[0]).strip()[:60] if kind == "failed" else ""
+
+
+def most_common(reasons: Counter[str]) -> str:
+    """`10 × no such file, 2 × corrupt image`."""
+    told = [(text, count) for text, count in reasons.most_common(6) if text]
+    return ", ".join(f"{count:,} × {text}" for text, count in told[:5])
+
+
+def allowed_failures(told: str | None, tiles: int) -> float | None:
+    """How many tiles may fail by `--max-failed`, such as `5%` or `100`; None where all may."""
+    if told is None:
+        return None
+    return float(told[:-1]) / 100 * tiles if told.endswith("%") else float(told)
+
+
+def new_run(home: Place, verb: str) -> Place:
+    """Where a run of a verb keeps its files; the name is its time."""
+    return home / "runs" / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{verb}"
+
+
+def record(home: Place, verb: str, settings: dict[str, Any], balance: Balance) -> Place:
     """Write `config.json`, `balance.json` and the run's other files below `home/runs`; returns the run's folder."""
-    when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    run = home / "runs" / f"{when}-{verb}"
+    run = new_run(home, verb)
     storage.write_json(run / "config.json", {"verb": verb, **settings})
     counts = {name: value for name, value in asdict(balance).items() if name != "files"}
     storage.write_json(run / "balance.json", counts)
@@ -65,14 +92,17 @@ def record(home: Path, verb: str, settings: dict[str, Any], balance: Balance) ->
     return run
 
 
-def balances(home: Path) -> list[dict[str, Any]]:
+def balances(home: Place) -> list[dict[str, Any]]:
     """The balance of every recorded run below `home`, oldest first, each with its `stage`."""
     found = []
-    for file in sorted((home / "runs").glob("*/balance.json")):
-        config = storage.read_json(file.parent / "config.json", "run")
+    for name in storage.names(home / "runs"):
+        run = home / "runs" / name
+        if "balance.json" not in storage.names(run):
+            continue
+        config = storage.read_json(run / "config.json", "run")
         with_model = config["verb"] in ("embed", "evaluate")
         stage = f"{config['verb']} {Path(config['checkpoint']).name}" if with_model else config["verb"]
-        found.append({"stage": stage, "archive": home.name, **storage.read_json(file, "run")})
+        found.append({"stage": stage, "archive": home.name, **storage.read_json(run / "balance.json", "run")})
     return found
 
 

@@ -22,6 +22,7 @@ PLAN = pa.schema(
     [
         TILE_ID,  # path of the image in its set, or "{scene}/{row}-{col}"
         pa.field("source", pa.string(), nullable=False),  # absolute path of the image or scene
+        pa.field("source_version", pa.string()),  # the file's size in bytes and time of change; null: it was absent
         pa.field("window", pa.list_(pa.int32(), 4)),  # (x0, y0, x1, y1) pixels of the scene; null: the whole image
         pa.field("domain", pa.string(), nullable=False),
         pa.field("split", pa.string()),  # train | valid | test, or null

@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from urbancross import storage, tables
 from urbancross.config import SearchConfig
 from urbancross.errors import ConfigError, TileError
 from urbancross.models import checkpoints
+from urbancross.storage import Place
 from urbancross.tiles import decode, parse_bbox, read_image
 
 
@@ -36,7 +36,7 @@ class Hit:
 
 
 def best(
-    archive: Path,
+    archive: Place,
     embeddings: str,
     query: np.ndarray,
     top: int,
@@ -75,15 +75,15 @@ def _meets(bounds: list[float] | None, bbox: tuple[float, float, float, float]) 
     return west <= bbox[2] and east >= bbox[0] and south <= bbox[3] and north >= bbox[1]
 
 
-def _with_evidence(archive: Path, rank: int, score: float, shard: str, row: int, tile_id: str) -> Hit:
+def _with_evidence(archive: Place, rank: int, score: float, shard: str, row: int, tile_id: str) -> Hit:
     told = storage.read_shard(archive / "tiles" / shard, ["split", "bounds"]).slice(row, 1).to_pylist()[0]
     captions: list[str] = []
     tags: list[str] = []
-    for table in sorted(archive.glob("captions@*")):
-        if (table / shard).is_file():
-            captions = storage.read_shard(table / shard, ["captions"])["captions"][row].as_py() or []
+    for table in storage.tables(archive, "captions"):
+        if storage.exists(archive / table / shard):
+            captions = storage.read_shard(archive / table / shard, ["captions"])["captions"][row].as_py() or []
             break
-    if (archive / "geotags" / shard).is_file():
+    if storage.exists(archive / "geotags" / shard):
         found = (
             storage.read_shard(archive / "geotags" / shard, ["center_tags", "surrounding_tags"])
             .slice(row, 1)
@@ -93,12 +93,12 @@ def _with_evidence(archive: Path, rank: int, score: float, shard: str, row: int,
     return Hit(rank, tile_id, round(score, 6), told["split"], told["bounds"], captions, tags, shard, row)
 
 
-def picture(archive: Path, hit: Hit) -> bytes:
+def picture(archive: Place, hit: Hit) -> bytes:
     """The encoded image of a hit."""
     return storage.read_shard(archive / "tiles" / hit.shard, ["image"])["image"][hit.row].as_py()
 
 
-def embeddings_table(archive: Path, variant: str | None) -> tuple[str, dict[str, Any]]:
+def embeddings_table(archive: Place, variant: str | None) -> tuple[str, dict[str, Any]]:
     """Name of the embeddings table, and what made it.
 
     Raises:
@@ -116,7 +116,7 @@ def embeddings_table(archive: Path, variant: str | None) -> tuple[str, dict[str,
 
 
 def run(config: SearchConfig) -> None:
-    archive = storage.folder(config.archive, "--archive")
+    archive = storage.archive(config.archive)
     if not (config.text and config.text.strip()) and not config.image:
         raise ConfigError(
             'say what to look for: urbancross search --archive A "a harbour with many boats", or --image FILE'

@@ -54,7 +54,11 @@ def plan(source: str, images: str | None, domain: str, tile_px: int, shares: Sha
             )
         seen[row["tile_id"]] = number
     splits = divide((row[place] for row in rows if row.get("split") is None), shares)
+    versions: dict[str, str | None] = {}  # a scene has many tiles
     for row in rows:
+        if row["source"] not in versions:
+            versions[row["source"]] = version_of(Path(row["source"]))
+        row["source_version"] = versions[row["source"]]
         row["split"] = row.get("split") or splits[row[place]]
         row.pop("place", None)
     return rows
@@ -176,6 +180,15 @@ def divide(places: Iterable[str], shares: Shares) -> dict[str, str]:
     }
     names = ["test"] * quota["test"] + ["valid"] * quota["valid"]
     return dict(zip(order, names + ["train"] * len(order), strict=False))
+
+
+def version_of(path: Path) -> str | None:
+    """A file's size in bytes and time of change; None when it cannot be found."""
+    try:
+        told = path.stat()
+    except (OSError, ValueError):
+        return None
+    return f"{told.st_size}-{int(told.st_mtime)}"
 
 
 def _is_file(path: Path) -> bool:

@@ -1,6 +1,7 @@
-"""Files under one roof: list, read, publish. Nothing is ever seen half-written under its final name.
+"""Objects under one roof, a local folder or an S3 prefix: list, read, publish; the only place that opens shards.
 
-A place is a path below a local folder. A name that starts with a dot or ends in `.tmp` is nobody's: readers skip it.
+Nothing is ever seen half-written under its final name. A name that starts with a dot is nobody's: readers skip it.
+Which store a place lies in is decided here; `stores/local.py` and `stores/s3.py` offer the same functions.
 """
 
 import contextlib
@@ -13,37 +14,79 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from urbancross.errors import ConfigError, SchemaError, StorageError
+from urbancross.stores import local as local_store
+from urbancross.stores import s3
+from urbancross.stores.s3 import S3Path
 
 METADATA = b"urbancross"  # the key of a shard's schema metadata that says what made it
+PARALLEL_READS = 16
+
+Place = Path | S3Path
 
 
-def folder(place: str, what: str) -> Path:
+def place(text: str) -> Place:
+    """A local path, or `s3://bucket/prefix`.
+
+    Raises:
+        ConfigError: neither.
+    """
+    return S3Path.parse(text) if text.startswith("s3://") else local(text)
+
+
+def local(text: str) -> Path:
+    """A path on this machine; checkpoints, sources and maps are read from there alone.
+
+    Raises:
+        ConfigError: it names another kind of place.
+    """
+    if "://" in text:
+        kind = text.partition("://")[0]
+        raise ConfigError(f"{kind}:// cannot be read here; give a local path (archives may also be s3://bucket/prefix)")
+    return Path(text).expanduser().absolute()
+
+
+def archive(text: str, what: str = "--archive") -> Place:
+    """An existing archive, or one line that says what is missing.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    found = place(text)
+    if isinstance(found, Path):
+        return folder(text, what)
+    if not names(found):
+        raise ConfigError(f"{what} {text}: nothing is there; check the place, or make it first")
+    return found
+
+
+def folder(text: str, what: str) -> Path:
     """An existing local folder, or one line that says what is missing.
 
     Raises:
         ConfigError: the folder is not there, or the place is not local.
     """
-    path = local(place)
+    path = local(text)
     if not path.is_dir():
-        raise ConfigError(f"{what} {place}: no such folder; check the path, or make it first")
+        raise ConfigError(f"{what} {text}: no such folder; check the path, or make it first")
     return path
 
 
-def file(place: str, what: str) -> Path:
+def file(text: str, what: str) -> Path:
     """An existing local file, or one line that says what is missing.
 
     Raises:
         ConfigError: the file is not there, or the place is not local.
     """
-    path = local(place)
+    path = local(text)
     if not path.is_file():
-        raise ConfigError(f"{what} {place}: no such file; check the path")
+        raise ConfigError(f"{what} {text}: no such file; check the path")
     return path
 
 
@@ -60,20 +103,36 @@ def require_writable(path: Path, what: str) -> None:
         raise ConfigError(f"{what} {path}: nothing can be written in {parent}; choose another place")
 
 
-def local(place: str) -> Path:
-    if "://" in place:
-        raise ConfigError(f"{place}: only local folders can be read in this version; give a path")
-    return Path(place).expanduser().absolute()
+def _store(place: Place) -> ModuleType:
+    return s3 if isinstance(place, S3Path) else local_store
 
 
-def shards(table: Path) -> list[str]:
+def names(folder: Place) -> list[str]:
+    """Everything right below a place, in order; empty when there is no such place."""
+    return _store(folder).names(folder)
+
+
+def tables(archive: Place, kind: str = "") -> list[str]:
+    """Folders of an archive that may be tables of a kind: `captions@given`, `captions@template`."""
+    return [name for name in names(archive) if name.partition("@")[0] == kind or not kind]
+
+
+def shards(table: Place) -> list[str]:
     """Names of the shards of a table, in order; empty when there is no such table."""
-    if not table.is_dir():
-        return []
-    return sorted(name for name in os.listdir(table) if name.endswith(".parquet") and not name.startswith("."))
+    return [name for name in names(table) if name.endswith(".parquet") and not name.startswith(".")]
 
 
-def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
+def exists(place: Place) -> bool:
+    """Whether there is an object of this name."""
+    return age_s(place) != float("inf")
+
+
+def read(place: Place) -> tuple[bytes, str] | None:
+    """An object's bytes and its version, or None when it is absent."""
+    return _store(place).read(place)
+
+
+def read_shard(path: Place, columns: list[str] | None = None) -> pa.Table:
     """One shard, whole.
 
     Raises:
@@ -81,33 +140,42 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
         StorageError: the file cannot be read.
     """
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
+        with _opened(path) as source:
+            return pq.read_table(source, columns=columns, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from error
 
 
-def read_schema(path: Path) -> pa.Schema:
+def read_schema(path: Place) -> pa.Schema:
     """The schema of a shard, its metadata included."""
     return _metadata(path).schema.to_arrow_schema()
 
 
-def row_counts(table: Path, names: Sequence[str]) -> list[int]:
+def row_counts(table: Place, names: Sequence[str]) -> list[int]:
     """Rows of each shard, from the files' footers alone."""
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
         return list(pool.map(lambda name: _metadata(table / name).num_rows, names))
 
 
-def _metadata(path: Path) -> pq.FileMetaData:
+def _opened(path: Place) -> pa.NativeFile:
+    if isinstance(path, S3Path):
+        return s3.file_system().open_input_file(f"{path.bucket}/{path.key}")
+    return pa.OSFile(str(path))
+
+
+def _metadata(path: Place) -> pq.FileMetaData:
     try:
-        return pq.read_metadata(path)
+        with _opened(path) as source:
+            return pq.read_metadata(source)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> SchemaError | StorageError:
+def _unreadable(path: Place, error: Exception) -> SchemaError | StorageError:
     first = str(error).splitlines()[0]
     # Arrow calls a broken file a bare OSError at times; another try would not mend it.
-    broken = isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and error.errno is None)
+    bare = type(error) is OSError and error.errno is None and "AWS Error" not in first
+    broken = isinstance(error, pa.ArrowInvalid) or bare
     if broken:
         return SchemaError(f"{path} is not a shard as wanted ({first}); remove it and run the job again")
     return StorageError(f"cannot read {path}: {first}")
@@ -123,49 +191,59 @@ def with_made_by(schema: pa.Schema, maker: dict[str, Any]) -> pa.Schema:
     return schema.with_metadata({**(schema.metadata or {}), METADATA: json.dumps(maker, sort_keys=True).encode()})
 
 
-def publish_shard(path: Path, table: pa.Table) -> bool:
-    """Write a shard under its final name in one step; False when the name was taken before."""
+def encode_shard(table: pa.Table) -> memoryview:
+    """A shard as the bytes of a Parquet file; equal tables give equal bytes."""
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=256)
-    return publish(path, buffer.getbuffer())
+    return buffer.getbuffer()
 
 
-def publish(path: Path, data: bytes | memoryview) -> bool:
-    """Create `path` with `data` only if it is absent: temporary file, fsync, link, fsync of the folder.
+def publish_shard(path: Place, table: pa.Table) -> bool:
+    """Write a shard under its final name in one step; False when the name was taken before."""
+    return create(path, encode_shard(table)) is not None
+
+
+def create(place: Place, data: bytes | memoryview) -> str | None:
+    """Make an object only if it is absent.
 
     Returns:
-        False when somebody else published that name first; their file stays as it is.
+        Its version; None when somebody else made it first: theirs stays as it is.
     """
-    _make_parent(path)
-    temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        _fsync_folder(path.parent)
-        return True
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}; free some space or choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    return _store(place).create(place, data)
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Write a small file that may be written again (a report, metrics), still in one step."""
-    _make_parent(path)
-    temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}; choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def swap(place: Place, data: bytes | memoryview, version: str) -> str | None:
+    """Write over an object only if it is still of this version.
+
+    Returns:
+        The new version; None when another one is there by now.
+    """
+    return _store(place).swap(place, data, version)
+
+
+def replace(place: Place, data: bytes | memoryview) -> None:
+    """Write a small object that may be written again (a report, metrics), still in one step."""
+    _store(place).replace(place, data)
+
+
+def remove(place: Place) -> None:
+    """Remove an object; nothing happens when it is absent."""
+    _store(place).remove(place)
+
+
+def age_s(place: Place) -> float:
+    """Seconds since an object was last written, by its store's clock alone; infinite when it is absent."""
+    return _store(place).age_s(place)
+
+
+def modified_s(place: Place) -> float:
+    """When an object was last written, in seconds since 1970."""
+    return _store(place).modified_s(place)
+
+
+def sweep(table: Place) -> int:
+    """Remove what killed writers left half-written in a table; returns how many."""
+    return _store(table).sweep(table)
 
 
 @contextlib.contextmanager
@@ -175,9 +253,11 @@ def publish_folder(path: Path) -> Iterator[Path]:
     Raises:
         ConfigError: `path` exists already.
     """
-    _make_parent(path)
     temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
-    temporary.mkdir()
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}; choose another place") from error
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -187,27 +267,28 @@ def publish_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             raise ConfigError(f"{path} exists already; remove it, or give another name")
         os.rename(temporary, path)
-        _fsync_folder(path.parent)
+        local_store.fsync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Place, value: Any) -> None:
     replace(path, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Place, what: str) -> Any:
     """A JSON file, or one line that says what is wrong with it.
 
     Raises:
         ConfigError: the file is absent, cannot be read or is not JSON.
     """
+    if isinstance(path, Path) and path.is_dir():
+        raise ConfigError(f"{what} {path} cannot be read: it is a folder; give a JSON file")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(f"{what} {path}: no such file; check the path") from None
-    except OSError as error:
-        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}; give a JSON file") from None
+        found = read(path)
+        if found is None:
+            raise ConfigError(f"{what} {path}: no such file; check the path")
+        return json.loads(found[0].decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{what} {path} is not JSON ({error}); mend or replace it") from None
 
@@ -225,18 +306,3 @@ def digest(*files: Path) -> str:
 def digest_text(text: str) -> str:
     """First 16 hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _make_parent(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}; choose another place") from error
-
-
-def _fsync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

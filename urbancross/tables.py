@@ -2,18 +2,23 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from urbancross import storage
 from urbancross.errors import ConfigError, SchemaError
+from urbancross.storage import Place
 
 Columns = Mapping[str, Sequence[str] | None]  # table name to the columns wanted; None: all
 
+MAKER = ".made-by.json"  # beside the shards: what makes them, claimed before the first one
+ROWS = ".rows.json"  # in `plan`: rows of each of its shards, and so of every table's
+NOT_RESULT = {"notes", "run"}  # what a maker says beside what changes its result
+VERBS = {"tiles": "ingest", "plan": "ingest", "geotags": "geotag"}  # what makes a table, where its name does not say
 
-def read_aligned(archive: Path, sources: Columns, name: str) -> dict[str, pa.Table]:
+
+def read_aligned(archive: Place, sources: Columns, name: str) -> dict[str, pa.Table]:
     """Shard `name` of several tables, which must hold the same tiles in the same order.
 
     Raises:
@@ -30,13 +35,13 @@ def read_aligned(archive: Path, sources: Columns, name: str) -> dict[str, pa.Tab
     return tables
 
 
-def table_of(archive: Path, kind: str, variant: str | None, flag: str) -> str:
+def table_of(archive: Place, kind: str, variant: str | None, flag: str) -> str:
     """The name of the one table of a kind, such as `captions@given`.
 
     Raises:
         ConfigError: none, or several and the flag does not say which.
     """
-    found = sorted(path.name for path in archive.glob(f"{kind}@*") if storage.shards(path))
+    found = [name for name in storage.tables(archive, kind) if storage.shards(archive / name)]
     if variant is not None:
         if f"{kind}@{variant}" in found:
             return f"{kind}@{variant}"
@@ -50,27 +55,52 @@ def table_of(archive: Path, kind: str, variant: str | None, flag: str) -> str:
     )
 
 
-def fingerprint_of(archive: Path, table: str) -> dict[str, Any]:
-    """What made a table, from its first shard.
+def require_shards(archive: Place, table: str) -> list[str]:
+    """Names of a table's shards, of which there must be one.
 
     Raises:
         ConfigError: there is no such table.
     """
     names = storage.shards(archive / table)
     if not names:
-        verb = {"tiles": "ingest", "plan": "ingest", "geotags": "geotag"}.get(table, table.partition("@")[0])
+        verb = VERBS.get(table, table.partition("@")[0])
         raise ConfigError(f"{archive} has no table {table}; make it with: urbancross {verb} --archive {archive} ...")
-    return storage.made_by(storage.read_schema(archive / table / names[0]))
+    return names
 
 
-def digest_of(archive: Path, table: str) -> str:
+def fingerprint_of(archive: Place, table: str) -> dict[str, Any]:
+    """What made a table: what its maker claimed, or what the first shard says of itself.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    names = require_shards(archive, table)
+    return claimed(archive / table) or storage.made_by(storage.read_schema(archive / table / names[0]))
+
+
+def claimed(table: Place) -> dict[str, Any] | None:
+    """What the maker of a table wrote beside its shards; None where nobody did."""
+    found = storage.read(table / MAKER)
+    return None if found is None else json.loads(found[0])
+
+
+def row_counts(archive: Place, table: str, names: Sequence[str]) -> dict[str, int]:
+    """Rows of shards: the plan says it of all at once; of a shard that nobody planned, its own footer."""
+    found = storage.read(archive / "plan" / ROWS)
+    planned = {} if found is None else json.loads(found[0])
+    others = [name for name in names if name not in planned]
+    footers = dict(zip(others, storage.row_counts(archive / table, others), strict=True))
+    return {name: planned[name] if name in planned else footers[name] for name in names}
+
+
+def digest_of(archive: Place, table: str) -> str:
     """Digest of what made a table and of how many tiles it holds."""
     names = storage.shards(archive / table)
-    told = json.dumps(fingerprint_of(archive, table) | {"notes": None}, sort_keys=True)
-    return storage.digest_text(f"{told} {sum(storage.row_counts(archive / table, names))}")
+    maker = digest_of_maker(fingerprint_of(archive, table))
+    return storage.digest_text(f"{maker} {sum(row_counts(archive, table, names).values())}")
 
 
-def has_split(archive: Path, split: str) -> bool:
+def has_split(archive: Place, split: str) -> bool:
     """Whether any tile of an archive is of this split."""
     return any(
         split in storage.read_shard(archive / "tiles" / name, ["split"])["split"].unique().to_pylist()
@@ -78,7 +108,7 @@ def has_split(archive: Path, split: str) -> bool:
     )
 
 
-def require_split(archive: Path, split: str) -> None:
+def require_split(archive: Place, split: str) -> None:
     """Stop before any work where no tile is of this split.
 
     Raises:
@@ -88,10 +118,36 @@ def require_split(archive: Path, split: str) -> None:
         raise ConfigError(f"{archive} has no tile of split {split}; choose another with --split")
 
 
-def embeddings_by(archive: Path, fingerprint: str) -> str | None:
+def embeddings_by(archive: Place, fingerprint: str) -> str | None:
     """The embeddings table that the weights of a fingerprint made, if there is one."""
-    for table in sorted(archive.glob("embeddings@*")):
-        for name in storage.shards(table)[:1]:
-            if storage.made_by(storage.read_schema(table / name)).get("settings", {}).get("checkpoint") == fingerprint:
-                return table.name
+    for table in storage.tables(archive, "embeddings"):
+        for name in storage.shards(archive / table)[:1]:
+            maker = storage.made_by(storage.read_schema(archive / table / name))
+            if maker.get("settings", {}).get("checkpoint") == fingerprint:
+                return table
     return None
+
+
+def differs(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The first setting in which two makers differ, as `key=value, now key=value`."""
+    old, new = flat(found), flat(wanted)
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return f"{changed[0]}={old.get(changed[0])}, now {changed[0]}={new.get(changed[0])}" if changed else None
+
+
+def digest_of_maker(maker: dict[str, Any]) -> str:
+    """What tables made from a table keep of its maker."""
+    return storage.digest_text(sorted(flat(maker).items()).__repr__())
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    out: dict[str, str] = {}
+    for key, inner in value.items():
+        if key in NOT_RESULT:
+            continue
+        name = f"{prefix}{key}".removeprefix("settings.")
+        if isinstance(inner, dict):
+            out |= flat(inner, f"{name}.")
+        else:
+            out[name] = str(inner)
+    return out

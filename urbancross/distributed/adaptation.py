@@ -20,7 +20,7 @@ from urbancross.tables import digest_of, require_split
 
 
 def run(config: AdaptConfig) -> Balance:
-    source, target = storage.folder(config.source, "--source"), storage.folder(config.target, "--target")
+    source, target = storage.archive(config.source, "--source"), storage.archive(config.target, "--target")
     finished = is_finished(config.out, config)
     model = checkpoints.resolve(config.checkpoint)
     for archive in (source, target):

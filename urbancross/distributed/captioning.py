@@ -6,7 +6,8 @@ import pyarrow as pa
 
 from urbancross import captions, schemas, storage
 from urbancross.config import CaptionConfig
-from urbancross.distributed.tables import Stage, run_stage
+from urbancross.distributed.stages import Stage
+from urbancross.distributed.tables import run_stage
 from urbancross.errors import TileSkipped
 from urbancross.runs import Balance
 
@@ -37,16 +38,14 @@ class TemplateCaptions:
         }
 
 
-def run(config: CaptionConfig) -> Balance:
-    archive = storage.folder(config.archive, "--archive")
+def stages(config: CaptionConfig) -> list[Stage]:
     told = {"seed": config.seed, "captions_per_tile": config.captions_per_tile}
-    stage = Stage(
-        f"captions@{config.engine}",
-        {"geotags": None},
-        schemas.CAPTIONS,
-        TemplateCaptions,
-        told,
-        {**told, "prompt_version": captions.PROMPT_VERSION},
-        batch_tiles=256,
-    )
+    made_by = {**told, "prompt_version": captions.PROMPT_VERSION}
+    table = f"captions@{config.engine}"
+    return [Stage(table, {"geotags": None}, schemas.CAPTIONS, TemplateCaptions, told, made_by, batch_tiles=256)]
+
+
+def run(config: CaptionConfig) -> Balance:
+    archive = storage.archive(config.archive)
+    (stage,) = stages(config)
     return run_stage(archive, stage, config)

@@ -4,7 +4,8 @@ import pyarrow as pa
 
 from urbancross import schemas, storage
 from urbancross.config import EmbedConfig
-from urbancross.distributed.tables import Stage, run_stage
+from urbancross.distributed.stages import Stage
+from urbancross.distributed.tables import run_stage
 from urbancross.embedding import embed_tiles
 from urbancross.models import checkpoints
 from urbancross.runs import Balance
@@ -20,8 +21,7 @@ class TileEmbedder:
         return embed_tiles(self.encoder, tables["tiles"])
 
 
-def run(config: EmbedConfig) -> Balance:
-    archive = storage.folder(config.archive, "--archive")
+def stages(config: EmbedConfig) -> list[Stage]:
     model = checkpoints.resolve(config.checkpoint)
     place = str(model.folder or model.name)
     name = config.name or (model.folder.name if model.folder else model.name.replace("/", "-"))
@@ -35,4 +35,10 @@ def run(config: EmbedConfig) -> Balance:
         config.batch_tiles,
         notes={"checkpoint": place},
     )
+    return [stage]
+
+
+def run(config: EmbedConfig) -> Balance:
+    archive = storage.archive(config.archive)
+    (stage,) = stages(config)
     return run_stage(archive, stage, config)

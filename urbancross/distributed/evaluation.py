@@ -1,6 +1,5 @@
 """`evaluate`: the tiles and captions of one split, encoded on Ray Data actors, and their retrieval recall."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,23 +7,25 @@ import pyarrow as pa
 
 from urbancross import metrics, storage
 from urbancross.config import EvaluateConfig
-from urbancross.distributed.session import connect, counted
+from urbancross.distributed.session import connect
 from urbancross.distributed.tables import check_source, map_shards
+from urbancross.distributed.watch import counted
 from urbancross.embedding import embed_tiles
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
 from urbancross.pairs import text_key
 from urbancross.runs import Balance, count_failures
-from urbancross.tables import embeddings_by, read_aligned, require_split, table_of
+from urbancross.storage import Place
+from urbancross.tables import embeddings_by, read_aligned, require_split, row_counts, table_of
 
 
 class PairEncoder:
     """Tiles and captions of one split of a shard to vectors; tiles embedded before are not encoded again."""
 
     def __init__(
-        self, archive: Path, model: checkpoints.Model, config: EvaluateConfig, captions: str, tally: Any
+        self, archive: Place, model: checkpoints.Model, config: EvaluateConfig, captions: str, watch: Any
     ) -> None:
-        self.archive, self.config, self.captions, self.tally = archive, config, captions, tally
+        self.archive, self.config, self.captions, self.watch = archive, config, captions, watch
         self.encoder = checkpoints.load(model, config.device)
         self.embedded = embeddings_by(archive, model.fingerprint)
 
@@ -39,7 +40,7 @@ class PairEncoder:
         vectors = self.vectors(name, tiles.take(pa.array(use)), use)
         texts = [text for i in use for text in captions[i]]
         read = self.encoder.encode_texts(texts)
-        self.tally.add.remote(tiles.num_rows)
+        self.watch.add.remote(tiles.num_rows)
         return {
             "shard": name,
             "read": tiles.num_rows,
@@ -52,7 +53,7 @@ class PairEncoder:
 
     def vectors(self, name: str, tiles: pa.Table, use: np.ndarray) -> np.ndarray:
         known = self.archive / self.embedded / name if self.embedded else None
-        if known is not None and known.is_file():
+        if known is not None and storage.exists(known):
             column = storage.read_shard(known, ["vector"])["vector"].take(pa.array(use))
             return np.asarray(column.to_pylist(), np.float32).reshape(-1, self.encoder.width)
         parts = [
@@ -63,7 +64,7 @@ class PairEncoder:
 
 
 def run(config: EvaluateConfig) -> Balance:
-    archive = storage.folder(config.archive, "--archive")
+    archive = storage.archive(config.archive)
     model = checkpoints.resolve(config.checkpoint)
     captions = table_of(archive, "captions", config.captions, "captions")
     if config.out:
@@ -74,9 +75,9 @@ def run(config: EvaluateConfig) -> Balance:
     require_split(archive, config.split)
     connect()
     with counted(
-        f"evaluate {config.split} of {archive.name}", sum(storage.row_counts(archive / "tiles", names))
-    ) as tally:
-        encoded = map_shards(names, PairEncoder, (archive, model, config, captions, tally), config)
+        f"evaluate {config.split} of {archive.name}", sum(row_counts(archive, "tiles", names).values())
+    ) as watch:
+        encoded = map_shards(names, PairEncoder, (archive, model, config, captions, watch), config)
         parts = sorted(encoded, key=lambda part: part["shard"])
     tiles, texts = (np.concatenate([part[key] for part in parts]) for key in ("vectors", "texts"))
     keys = np.array([key for part in parts for key in part["keys"]], np.int64)

@@ -1,20 +1,21 @@
 """What frozen towers say of tiles, captions and segments: computed once, kept as a table, learned from many times."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from urbancross import schemas
+from urbancross import schemas, storage
 from urbancross.config import TrainingConfig
-from urbancross.distributed.tables import Stage, run_stage
+from urbancross.distributed.stages import Stage
+from urbancross.distributed.tables import run_stage
 from urbancross.errors import TileSkipped
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import square
 from urbancross.segments import crop
+from urbancross.storage import Place
 from urbancross.tables import table_of
 from urbancross.tiles import decode
 
@@ -85,10 +86,10 @@ class FeatureTables:
     max_segments: int
 
 
-def make_features(
-    archive: Path, model: checkpoints.Model, config: TrainingConfig, captions: str | None, segments: str | None
-) -> FeatureTables:
-    """Publish what is missing of an archive's features for a model's towers.
+def features_stage(
+    archive: Place, model: checkpoints.Model, config: TrainingConfig, captions: str | None, segments: str | None
+) -> Stage:
+    """An archive's features for a model's towers.
 
     Args:
         captions, segments: variants; None takes the only one there is, and `none` leaves segments out.
@@ -97,7 +98,7 @@ def make_features(
     sources: dict[str, list[str] | None] = {"tiles": ["image", "split"], captions_table: ["captions"]}
     name = f"features@{model.towers}-{captions_table.partition('@')[2]}"
     segments_table, slots = None, 0
-    if segments != "none" and (segments is not None or list(archive.glob("segments@*"))):
+    if segments != "none" and (segments is not None or storage.tables(archive, "segments")):
         segments_table, slots = table_of(archive, "segments", segments, "segments"), config.max_segments
         sources[segments_table] = ["segments"]
         name += f"-{segments_table.partition('@')[2]}-{slots}"
@@ -110,6 +111,13 @@ def make_features(
     }
     schema = schemas.features(*checkpoints.feature_widths(model))
     settings = {"towers": model.towers, "max_segments": slots}
-    stage = Stage(name, sources, schema, FeatureExtractor, arguments, settings, config.batch_tiles)
+    return Stage(name, sources, schema, FeatureExtractor, arguments, settings, config.batch_tiles)
+
+
+def make_features(
+    archive: Place, model: checkpoints.Model, config: TrainingConfig, captions: str | None, segments: str | None
+) -> FeatureTables:
+    """Publish what is missing of an archive's features for a model's towers; see `features_stage`."""
+    stage = features_stage(archive, model, config, captions, segments)
     run_stage(archive, stage, config)
-    return FeatureTables(captions_table, name, slots)
+    return FeatureTables(stage.arguments["captions"], stage.output, stage.arguments["max_segments"])

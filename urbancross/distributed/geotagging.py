@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from urbancross import geotags, schemas, storage
 from urbancross.config import GeotagConfig
-from urbancross.distributed.tables import Stage, run_stage
+from urbancross.distributed.stages import Stage
+from urbancross.distributed.tables import run_stage
 from urbancross.errors import TileSkipped
 from urbancross.runs import Balance
 
@@ -29,15 +30,14 @@ class Geotagger:
         return {"center_tags": center, "surrounding_tags": surrounding}
 
 
+def stages(config: GeotagConfig) -> list[Stage]:
+    osm = storage.file(config.osm, "--osm")
+    told = {"osm": str(osm), "max_tags": config.max_tags}
+    made_by = {**told, "osm": storage.digest(osm)}
+    return [Stage("geotags", {"tiles": ["bounds"]}, schemas.GEOTAGS, Geotagger, told, made_by, batch_tiles=256)]
+
+
 def run(config: GeotagConfig) -> Balance:
-    archive, osm = storage.folder(config.archive, "--archive"), storage.file(config.osm, "--osm")
-    stage = Stage(
-        "geotags",
-        {"tiles": ["bounds"]},
-        schemas.GEOTAGS,
-        Geotagger,
-        {"osm": str(osm), "max_tags": config.max_tags},
-        {"osm": storage.digest(osm), "max_tags": config.max_tags},
-        batch_tiles=256,
-    )
+    archive = storage.archive(config.archive)
+    (stage,) = stages(config)
     return run_stage(archive, stage, config)

@@ -6,12 +6,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from urbancross import schemas, sources, storage, tiles
+from urbancross import lease, schemas, sources, storage, tiles
 from urbancross.config import IngestConfig
-from urbancross.distributed.tables import Stage, publish_plan, run_stage
-from urbancross.errors import TileSkipped
+from urbancross.distributed.stages import Stage
+from urbancross.distributed.tables import refuse_other_maker, run_stage
+from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.runs import Balance
+from urbancross.storage import Place
+from urbancross.tables import ROWS
 
+SHARD_NAME = "part-{:05d}.parquet"
+PLANNED_ONCE = ("source", "window", "captions", "bounds")
 CARRIED = ["domain", "bounds", "crs", "gsd_m", "datetime", "split"]
 
 
@@ -28,6 +33,8 @@ class TileReader:
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
         path = Path(row["source"])
+        if row["source_version"] != (now := sources.version_of(path)) and now is not None:
+            raise TileError("the file changed since it was planned; ingest it into a new archive")
         return {"image": tiles.read_image(path) if row["window"] is None else tiles.read_window(path, row["window"])}
 
 
@@ -43,21 +50,26 @@ class GivenCaptions:
         return {"captions": row["captions"], "engine": "given"}
 
 
+def stages(config: IngestConfig) -> list[Stage]:
+    return [
+        Stage("tiles", {"plan": None}, geoparquet(schemas.TILES), TileReader, {}, {"domain": config.domain}),
+        Stage("captions@given", {"plan": ["captions"]}, schemas.CAPTIONS, GivenCaptions, {}, {"engine": "given"}, 2048),
+    ]
+
+
 def run(config: IngestConfig) -> Balance:
-    archive = storage.local(config.archive)
+    archive = storage.place(config.archive)
     shares = sources.Shares(config.split, config.valid_share, config.test_share, config.seed)
     rows = sources.plan(config.source, config.images, config.domain, config.tile_px, shares)
     settings = config.model_dump(
         include={"source", "images", "domain", "tile_px", "split", "valid_share", "test_share", "seed"}
     )
     settings["source"] = str(storage.local(config.source))
-    publish_plan(archive, rows, settings, config.shard_tiles)
-    stage = Stage("tiles", {"plan": None}, geoparquet(schemas.TILES), TileReader, {}, {"domain": config.domain})
-    balance = run_stage(archive, stage, config)
+    with lease.held(archive / "plan"):
+        publish_plan(archive, rows, settings, config.shard_tiles)
+    tiles, captions = stages(config)
+    balance = run_stage(archive, tiles, config)
     if any(row["captions"] for row in rows):
-        captions = Stage(
-            "captions@given", {"plan": ["captions"]}, schemas.CAPTIONS, GivenCaptions, {}, {"engine": "given"}, 2048
-        )
         run_stage(archive, captions, config)
     return balance
 
@@ -67,3 +79,42 @@ def geoparquet(schema: pa.Schema) -> pa.Schema:
     column = {"encoding": "WKB", "geometry_types": ["Polygon"]}  # no crs: OGC:CRS84, degrees, longitude first
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     return schema.with_metadata({b"geo": json.dumps(geo).encode()})
+
+
+def publish_plan(archive: Place, rows: list[dict[str, Any]], settings: dict[str, Any], shard_tiles: int) -> None:
+    """Append planned tiles to the table `plan`, which every other table follows; and its counts, in one object."""
+    maker = {"table": "plan", "settings": settings, "sources": {}}
+    table = archive / "plan"
+    known = storage.shards(table)
+    refuse_other_maker(table, maker)
+    schema = storage.with_made_by(schemas.PLAN, maker)
+    counts: dict[str, int] = {}
+    taken: set[str] = set()
+    wanted = {row["tile_id"]: row for row in rows} if known else {}
+    for name in known:
+        planned = storage.read_shard(table / name, ["tile_id", *PLANNED_ONCE]).to_pylist()
+        counts[name] = len(planned)
+        for row in planned:
+            taken.add(row["tile_id"])
+            refuse_edited(table, row, wanted.get(row["tile_id"]))
+    fresh = [row for row in rows if row["tile_id"] not in taken]
+    for number, start in enumerate(range(0, len(fresh), shard_tiles), start=len(known)):
+        shard = pa.Table.from_pylist(fresh[start : start + shard_tiles], schema=schema)
+        name = SHARD_NAME.format(number)
+        if not storage.publish_shard(table / name, shard):
+            raise ConfigError(f"{table}: another ingest is planning into this archive; wait for it, then run again")
+        counts[name] = shard.num_rows
+    storage.write_json(table / ROWS, counts)
+
+
+def refuse_edited(table: Place, planned: dict[str, Any], now: dict[str, Any] | None) -> None:
+    """A tile that was planned before has to come with the same image and captions; a set may grow, not change."""
+    if now is None:
+        return
+    for key in PLANNED_ONCE:
+        value = list(now[key]) if isinstance(now.get(key), tuple) else now.get(key)
+        if value != planned[key]:
+            raise ConfigError(
+                f"{table} holds {planned['tile_id']} with another {key}: the source was edited; "
+                "ingest it into a new archive"
+            )

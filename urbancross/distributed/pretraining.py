@@ -21,7 +21,7 @@ from urbancross.tables import digest_of, require_split
 
 
 def run(config: PretrainConfig) -> Balance:
-    archive = storage.folder(config.archive, "--archive")
+    archive = storage.archive(config.archive)
     finished = is_finished(config.out, config)
     model = checkpoints.resolve(config.model, config.width)
     images = config.train == "image"

@@ -6,7 +6,8 @@ import pyarrow as pa
 
 from urbancross import schemas, segments, storage
 from urbancross.config import SegmentConfig
-from urbancross.distributed.tables import Stage, run_stage
+from urbancross.distributed.stages import Stage
+from urbancross.distributed.tables import run_stage
 from urbancross.errors import ConfigError
 from urbancross.runs import Balance
 from urbancross.tiles import decode
@@ -25,12 +26,15 @@ class Segmenter:
         return {"segments": segments.choose(self.maker.masks(decode(row["image"])), **self.choice)}
 
 
-def run(config: SegmentConfig) -> Balance:
-    archive = storage.folder(config.archive, "--archive")
+def stages(config: SegmentConfig) -> list[Stage]:
     if config.min_area >= config.max_area:
         raise ConfigError(f"--min-area {config.min_area} must be below --max-area {config.max_area}")
     told = config.model_dump(include={"engine", "max_segments", "min_area", "max_area"})
-    stage = Stage(
-        f"segments@{config.engine}", {"tiles": ["image"]}, schemas.SEGMENTS, Segmenter, told, told, batch_tiles=16
-    )
+    table = f"segments@{config.engine}"
+    return [Stage(table, {"tiles": ["image"]}, schemas.SEGMENTS, Segmenter, told, told, batch_tiles=16)]
+
+
+def run(config: SegmentConfig) -> Balance:
+    archive = storage.archive(config.archive)
+    (stage,) = stages(config)
     return run_stage(archive, stage, config)

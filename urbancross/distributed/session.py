@@ -1,17 +1,19 @@
-"""The Ray session that a verb works in, and how work on its actors shows itself here."""
+"""The Ray session that a verb works in: joined or started, what fits in it, how it is interrupted."""
 
 import logging
 import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import ray.data
 
+from urbancross.config import WorkersConfig
 from urbancross.errors import ConfigError, UrbanCrossError, WorkerError
-from urbancross.progress import Meter, meter
 
 OBJECT_STORE_BYTES = 512 << 20
 
@@ -33,24 +35,13 @@ def connect() -> None:
                 address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet
             )
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # progress is told in tiles, by `counted`
+    context.enable_progress_bars = False  # progress is told in tiles, by the watch
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
-class Resources(Protocol):
-    """What a verb asks of Ray; every settings model of a verb with actors has it."""
-
-    @property
-    def workers(self) -> int: ...
-    @property
-    def cpus_per_worker(self) -> float: ...
-    @property
-    def gpus_per_worker(self) -> float: ...
-
-
-def require_resources(wanted: Resources) -> None:
+def require_resources(wanted: WorkersConfig) -> None:
     """Refuse what a session of our own can never give: Ray would wait for it, without a word. A cluster may grow.
 
     Raises:
@@ -67,6 +58,57 @@ def require_resources(wanted: Resources) -> None:
             )
 
 
+def workers_that_fit(wanted: WorkersConfig, shards: int) -> tuple[int, int]:
+    """How many workers to begin with, and how many at most, with a word where it is less than was asked for.
+
+    A session of our own keeps a CPU free of workers, for Ray's own short tasks. On a cluster the rest may join later.
+
+    Raises:
+        ConfigError: not one worker fits on this machine.
+    """
+    most = min(wanted.workers, shards)
+    have = ray.cluster_resources()
+    spare = 0.0 if os.environ.get("RAY_ADDRESS") else 1.0
+    fit = int((have.get("CPU", 0) - spare) / wanted.cpus_per_worker)
+    if wanted.gpus_per_worker:
+        fit = min(fit, int(have.get("GPU", 0) / wanted.gpus_per_worker))
+    if fit >= most:
+        return most, most
+    each = f"{wanted.cpus_per_worker:g} CPUs" + f" and {wanted.gpus_per_worker:g} GPUs" * bool(wanted.gpus_per_worker)
+    offer = f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
+    if os.environ.get("RAY_ADDRESS"):
+        _note(f"{fit} of {most} workers fit now ({each} each; the cluster has {offer}); the others join as nodes do")
+        return max(fit, 1), most
+    if fit < 1:
+        raise ConfigError(
+            f"a worker wants {each}, this machine offers {offer} and one CPU stays free; lower --cpus-per-worker "
+            "or --gpus-per-worker"
+        )
+    _note(f"{fit} workers instead of {most}: {each} each, this machine offers {offer} and one CPU stays free")
+    return fit, fit
+
+
+def _note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While the block runs, SIGTERM ends it as Ctrl-C does: with `KeyboardInterrupt` in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def _stderr_closed() -> Iterator[None]:
     """Drop what is written to file descriptor 2 meanwhile; exceptions still come out."""
@@ -79,43 +121,6 @@ def _stderr_closed() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-class Tally:
-    """Counts units as actors get through them; only progress bars read it."""
-
-    def __init__(self) -> None:
-        self.done = 0
-
-    def add(self, count: int) -> None:
-        self.done += count
-
-    def read(self) -> int:
-        return self.done
-
-
-@contextmanager
-def counted(what: str, total: int, unit: str = "tiles") -> Iterator[Any]:
-    """Show progress while the block runs; yields the actor whose `add.remote(count)` moves it."""
-    tally = ray.remote(num_cpus=0)(Tally).remote()
-    ended = threading.Event()
-    with meter(what, total, unit) as shown:
-        thread = threading.Thread(target=_follow, args=(tally, shown, ended), daemon=True)
-        thread.start()
-        try:
-            yield tally
-        finally:
-            ended.set()
-            thread.join(timeout=5)
-
-
-def _follow(tally: Any, shown: Meter, ended: threading.Event) -> None:
-    last = False
-    while not last:
-        last = ended.wait(0.5)
-        done = min(ray.get(tally.read.remote()), shown.total)  # work that was done twice counts once
-        if done > shown.done:
-            shown.add(done - shown.done)
 
 
 def own_error(error: BaseException) -> UrbanCrossError:

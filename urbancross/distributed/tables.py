@@ -5,149 +5,113 @@ each finished shard in one step under the name of its source shard. A shard that
 finishes what a killed one left; the driver holds names and counts, never rows.
 """
 
+import contextlib
+import json
 import pickle
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from urbancross import schemas, storage
-from urbancross.distributed.session import Resources, connect, counted, own_error, require_resources
-from urbancross.errors import ConfigError, SchemaError, UrbanCrossError
-from urbancross.runs import Balance, count_failures
-from urbancross.tables import Columns, fingerprint_of, read_aligned
+from urbancross import lease, runs, schemas, storage
+from urbancross.config import WorkersConfig
+from urbancross.distributed.session import connect, interruptible, own_error, workers_that_fit
+from urbancross.distributed.stages import Stage
+from urbancross.distributed.watch import watched
+from urbancross.distributed.workers import Replica, ShardWorker, StageWorker
+from urbancross.errors import BudgetError, ConfigError, UrbanCrossError, WorkerError
+from urbancross.runs import Balance
+from urbancross.storage import Place
+from urbancross.tables import MAKER, claimed, differs, row_counts
 
-SHARD_NAME = "part-{:05d}.parquet"
-PLANNED_ONCE = ("source", "window", "captions", "bounds")
-
-
-# Aligned batches of the source tables, by name, to one output row per source row, in order.
-Transform = Callable[[dict[str, pa.Table]], pa.Table]
-
-
-class ShardWorker(Protocol):
-    """Works on one shard of an archive after the other."""
-
-    def work(self, name: str) -> dict[str, Any]: ...
+SETTLE_S = 2.0  # `ray job stop` kills three seconds after it asks
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One table made from others.
-
-    Attributes:
-        output: the table's name, with its variant.
-        sources: the tables it reads, name to columns (None: all); the first says which tiles there are.
-        schema: of the output.
-        transform: builds the transform inside an actor, once, from `arguments`; `arguments` holds names and paths.
-        settings: what changes the result, kept in every shard's metadata.
-        notes: what does not, kept there too.
-    """
-
-    output: str
-    sources: Columns
-    schema: pa.Schema
-    transform: Callable[..., Transform]
-    arguments: dict[str, Any]
-    settings: dict[str, Any]
-    batch_tiles: int = 64
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-class Replica:
-    """What one actor runs: its worker, built at the first shard, and the worker's own errors handed over as values.
-
-    Ray keeps only the text of an exception that a worker raised, and the user needs its kind.
-    """
-
-    def __init__(self, worker: Callable[..., ShardWorker], arguments: tuple[Any, ...]) -> None:
-        self.build, self.arguments = worker, arguments
-
-    @cached_property
-    def worker(self) -> ShardWorker:
-        return self.build(*self.arguments)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        return {"outcome": [pickle.dumps(self.outcome(str(name))) for name in batch["shard"]]}
-
-    def outcome(self, name: str) -> dict[str, Any] | UrbanCrossError:
-        try:
-            return self.worker.work(name)
-        except UrbanCrossError as error:
-            return error
-
-
-class StageWorker:
-    """One replica of a stage's transform: takes the name of a shard, publishes the shard, returns counts."""
-
-    def __init__(self, archive: Path, stage: Stage, schema: pa.Schema, tally: Any) -> None:
-        self.archive, self.stage, self.schema, self.tally = archive, stage, schema, tally
-        self.transform = stage.transform(**stage.arguments)
-
-    def work(self, name: str) -> dict[str, int]:
-        sources = read_aligned(self.archive, self.stage.sources, name)
-        tiles = next(iter(sources.values())).num_rows
-        parts = []
-        for start in range(0, tiles, self.stage.batch_tiles):
-            part = {table: rows.slice(start, self.stage.batch_tiles) for table, rows in sources.items()}
-            parts.append(self.transform(part))
-            self.tally.add.remote(parts[-1].num_rows)
-        out = pa.concat_tables(parts) if parts else self.schema.empty_table()
-        schemas.check(out.schema, self.schema, f"{self.stage.output}/{name}")
-        if not out["tile_id"].equals(next(iter(sources.values()))["tile_id"]):
-            raise SchemaError(f"{self.stage.output}/{name}: the stage lost or reordered tiles")
-        out = out.select(self.schema.names).replace_schema_metadata(self.schema.metadata)
-        if storage.publish_shard(self.archive / self.stage.output / name, out):
-            return count_failures(out["failure"].to_pylist())
-        return {"written": 0, "skipped": 0, "failed": 0}  # somebody else was first: theirs counts as done before
-
-
-def run_stage(archive: Path, stage: Stage, resources: Resources) -> Balance:
+def run_stage(archive: Place, stage: Stage, config: WorkersConfig) -> Balance:
     """Make what is missing of a stage's output and count what happened to every tile.
 
     Raises:
         ConfigError: a source is missing, or the output was made with other settings.
         SchemaError: a source is of another schema.
+        LeaseError: another run writes this table.
+        BudgetError: more tiles failed than `--max-failed` allows.
+        WorkerError: workers keep dying, or nothing moves.
     """
-    maker = {
-        "table": stage.output,
-        "settings": stage.settings,
-        "sources": {source: _digest(fingerprint_of(archive, source)) for source in stage.sources},
-        "notes": stage.notes,
-    }
-    first = next(iter(stage.sources))
+    maker, table, first = stage.maker(archive), archive / stage.output, next(iter(stage.sources))
     names = storage.shards(archive / first)
     for source, columns in stage.sources.items():
         check_source(archive, source, columns, names)
-    done = set(storage.shards(archive / stage.output))
-    for name in sorted(done):
-        refuse_other_maker(archive / stage.output / name, maker)
-    rows = dict(zip(names, storage.row_counts(archive / first, names), strict=True))
-    todo = [name for name in names if name not in done]
-    before = sum(count for name, count in rows.items() if name in done)
-    total = Balance(read=sum(rows.values()), done_before=before)
-    if not todo:
-        return total
-
+    refuse_other_maker(table, maker)
+    rows = row_counts(archive, first, names)
+    if set(names) <= set(storage.shards(table)):
+        return Balance(read=sum(rows.values()), done_before=sum(rows.values()))
     connect()
-    schema = storage.with_made_by(stage.schema, maker)
-    with counted(f"{stage.output} of {archive.name}", sum(rows[name] for name in todo)) as tally:
-        counts = list(map_shards(todo, StageWorker, (archive, stage, schema, tally), resources))
-    written, skipped, failed = (sum(int(count[key]) for count in counts) for key in ("written", "skipped", "failed"))
-    made = Balance(written=written, skipped=skipped, failed=failed)
-    lost = sum(rows[name] for name in todo) - made.written - made.skipped - made.failed
-    return total + made + Balance(done_before=lost)  # shards that another run published meanwhile
+    with interruptible(), lease.held(table) as held, claim(table, maker, config):
+        storage.sweep(table)
+        done = set(storage.shards(table))
+        todo = {name: rows[name] for name in names if name not in done}
+        schema = storage.with_made_by(stage.schema, maker)
+        made = work_through(archive, stage, todo, StageWorker, (archive, stage, schema), config, held)
+    return Balance(read=sum(rows.values()), done_before=sum(rows.values()) - sum(todo.values())) + made
+
+
+def work_through(
+    archive: Place,
+    stage: Stage,
+    rows: dict[str, int],
+    worker: Callable[..., ShardWorker],
+    arguments: tuple[Any, ...],
+    config: WorkersConfig,
+    held: lease.Lease,
+) -> Balance:
+    """Hand shards to workers under a watch, and add up what became of their tiles.
+
+    Args:
+        rows: the shards' names and numbers of tiles.
+        worker: built in an actor from `arguments`, the watch and the seconds after which a worker is stuck.
+    """
+    budget = runs.allowed_failures(config.max_failed, sum(rows.values()))
+    made, reasons = Balance(), Counter[str]()
+    stall_s = 60 * config.stall_minutes
+    with watched(archive, stage.output, sum(rows.values()), stall_s) as following:
+        try:
+            for counts in map_shards(list(rows), worker, (*arguments, following.watch, stall_s), config):
+                held.check()
+                reasons.update(counts.pop("reasons"))
+                made += Balance(**counts)
+                if budget is not None and made.failed > budget:
+                    raise BudgetError(
+                        f"{made.failed:,} tiles failed, more than --max-failed {config.max_failed} allows "
+                        f"({runs.most_common(reasons)}); mend the cause and run the same command to go on, then: "
+                        f"urbancross retry --archive {archive} --table {stage.output}"
+                    )
+        except KeyboardInterrupt:
+            settle(following.watch)
+            if following.why is not None:
+                raise WorkerError(following.why) from None
+            raise
+    if made.failed:
+        print(f"{stage.output}: failed {runs.most_common(reasons)}", file=sys.stderr, flush=True)
+    return made
+
+
+def settle(watch: Any) -> None:
+    """Let workers take no further shard, and give those that are whole a moment to get to the disk."""
+    deadline = time.monotonic() + SETTLE_S
+    with contextlib.suppress(RayError):
+        watch.stop.remote("stopped; run the same command again to go on")
+        while ray.get(watch.writing.remote(), timeout=SETTLE_S) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def map_shards(
-    names: Sequence[str], worker: Callable[..., ShardWorker], arguments: tuple[Any, ...], resources: Resources
+    names: Sequence[str], worker: Callable[..., ShardWorker], arguments: tuple[Any, ...], config: WorkersConfig
 ) -> Iterator[dict[str, Any]]:
     """What replicas of `worker` return for shards, in any order.
 
@@ -155,16 +119,18 @@ def map_shards(
         UrbanCrossError: a worker's own error.
         WorkerError: a worker ended otherwise.
     """
-    require_resources(resources)
+    if not names:
+        return
+    first, most = workers_that_fit(config, len(names))
     # One block a shard, made in the driver: a task that had to cut blocks might find every CPU held by an actor.
     shards = ray.data.from_items([{"shard": name} for name in names], override_num_blocks=len(names))
     result = shards.map_batches(
         Replica,
         fn_constructor_args=(worker, arguments),
         batch_size=1,
-        compute=ActorPoolStrategy(size=min(resources.workers, len(names))),
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=resources.gpus_per_worker,
+        compute=ActorPoolStrategy(min_size=first, max_size=most),
+        num_cpus=config.cpus_per_worker,
+        num_gpus=config.gpus_per_worker,
     )
     try:
         for row in result.iter_rows():
@@ -176,41 +142,7 @@ def map_shards(
         raise own_error(error) from error
 
 
-def publish_plan(archive: Path, rows: list[dict[str, Any]], settings: dict[str, Any], shard_tiles: int) -> None:
-    """Append planned tiles to the table `plan`, which every other table follows."""
-    maker = {"table": "plan", "settings": settings, "sources": {}}
-    table = archive / "plan"
-    known = storage.shards(table)
-    if known:
-        refuse_other_maker(table / known[0], maker)
-    schema = storage.with_made_by(schemas.PLAN, maker)
-    taken: set[str] = set()
-    wanted = {row["tile_id"]: row for row in rows} if known else {}
-    for name in known:
-        for row in storage.read_shard(table / name, ["tile_id", *PLANNED_ONCE]).to_pylist():
-            taken.add(row["tile_id"])
-            refuse_edited(table, row, wanted.get(row["tile_id"]))
-    fresh = [row for row in rows if row["tile_id"] not in taken]
-    for number, start in enumerate(range(0, len(fresh), shard_tiles), start=len(known)):
-        shard = pa.Table.from_pylist(fresh[start : start + shard_tiles], schema=schema)
-        if not storage.publish_shard(table / SHARD_NAME.format(number), shard):
-            raise ConfigError(f"{table}: another ingest is planning into this archive; wait for it, then run again")
-
-
-def refuse_edited(table: Path, planned: dict[str, Any], now: dict[str, Any] | None) -> None:
-    """A tile that was planned before has to come with the same image and captions; a set may grow, not change."""
-    if now is None:
-        return
-    for key in PLANNED_ONCE:
-        value = list(now[key]) if isinstance(now.get(key), tuple) else now.get(key)
-        if value != planned[key]:
-            raise ConfigError(
-                f"{table} holds {planned['tile_id']} with another {key}: the source was edited; "
-                "ingest it into a new archive"
-            )
-
-
-def check_source(archive: Path, source: str, columns: Sequence[str] | None, names: Sequence[str]) -> None:
+def check_source(archive: Place, source: str, columns: Sequence[str] | None, names: Sequence[str]) -> None:
     """One line if a source lacks a shard or a column."""
     have = storage.shards(archive / source)
     lacking = sorted(set(names) - set(have))
@@ -228,30 +160,39 @@ def check_source(archive: Path, source: str, columns: Sequence[str] | None, name
         schemas.check(storage.read_schema(archive / source / have[0]), pa.schema(fields), f"{archive / source}")
 
 
-def refuse_other_maker(shard: Path, maker: dict[str, Any]) -> None:
-    """Stop before a table becomes a mixture of two settings."""
-    found, wanted = _flat(storage.made_by(storage.read_schema(shard))), _flat(maker)
-    changed = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
-    if changed:
-        key = changed[0]
+def refuse_other_maker(table: Place, maker: dict[str, Any]) -> None:
+    """Stop before a table becomes a mixture of two settings.
+
+    Raises:
+        ConfigError: the table was made, or is being made, with other settings; it names the first that differs.
+    """
+    found = claimed(table)
+    if found is None:
+        names = storage.shards(table)
+        if not names:
+            return
+        found = storage.made_by(storage.read_schema(table / names[0]))
+    if changed := differs(found, maker):
         raise ConfigError(
-            f"{shard.parent} was made with {key}={found.get(key)}, now {key}={wanted.get(key)}; "
-            f"give the old value, use another archive, or remove {shard.parent} to make it anew"
+            f"{table} was made with {changed}; "
+            f"give the old value, use another archive, or remove {table} to make it anew"
         )
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    out: dict[str, str] = {}
-    for key, inner in value.items():
-        if key == "notes":
-            continue
-        name = f"{prefix}{key}".removeprefix("settings.")
-        if isinstance(inner, dict):
-            out |= _flat(inner, f"{name}.")
-        else:
-            out[name] = str(inner)
-    return out
+@contextlib.contextmanager
+def claim(table: Place, maker: dict[str, Any], config: WorkersConfig) -> Iterator[None]:
+    """Say beside the shards what makes them, before the first; taken back where the block fails before there is one.
 
-
-def _digest(maker: dict[str, Any]) -> str:
-    return storage.digest_text(sorted(_flat(maker).items()).__repr__())
+    Raises:
+        ConfigError: another maker was here first.
+    """
+    told = {**maker, "run": {"kind": type(config).__name__, "config": config.model_dump(mode="json")}}
+    ours = storage.create(table / MAKER, (json.dumps(told, indent=2) + "\n").encode()) is not None
+    if not ours:
+        refuse_other_maker(table, maker)
+    try:
+        yield
+    except BaseException:
+        if ours and not storage.shards(table):
+            storage.remove(table / MAKER)
+        raise

@@ -4,7 +4,6 @@ import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,14 +15,16 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor, nn
 
 from urbancross import runs, storage
-from urbancross.config import TrainingConfig
+from urbancross.config import TrainingConfig, WorkersConfig
 from urbancross.distributed.features import FeatureTables
-from urbancross.distributed.session import connect, counted, own_error, require_resources
+from urbancross.distributed.session import connect, own_error, require_resources
+from urbancross.distributed.watch import counted
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs, gather_pairs
 from urbancross.runs import Balance, count_failures
+from urbancross.storage import Place
 from urbancross.tables import read_aligned
 from urbancross.training import Event, Team
 
@@ -61,7 +62,7 @@ def team_of_this_worker() -> Team:
     return Team(dist.get_rank(), dist.get_world_size(), _Gather.apply, _average)
 
 
-def load_pairs(archive: Path, tables: FeatureTables, split: str, images: bool = False) -> Pairs:
+def load_pairs(archive: Place, tables: FeatureTables, split: str, images: bool = False) -> Pairs:
     """The pairs of a split, from the shards of an archive."""
     sources = {
         "tiles": ["split", "image"] if images else ["split"],
@@ -73,7 +74,7 @@ def load_pairs(archive: Path, tables: FeatureTables, split: str, images: bool = 
     return gather_pairs(shards, split, tables.max_segments, images)
 
 
-def count_pairs(archive: Path, tables: FeatureTables, split: str) -> Balance:
+def count_pairs(archive: Place, tables: FeatureTables, split: str) -> Balance:
     """Tiles of the split that have pairs count as written, those of other splits or without caption as skipped.
 
     Raises:
@@ -132,7 +133,7 @@ def train(
         def on_step(event: Event) -> None:
             events.append(event)
             if team.rank == 0:
-                told["tally"].add.remote(1)
+                told["watch"].add.remote(1)
 
         trained = work(team, on_step)
         if team.rank == 0:
@@ -143,10 +144,10 @@ def train(
                 (temporary / checkpoints.EVENTS).write_bytes(runs.event_lines(events))
         ray.train.report({"steps": len(events)})
 
-    with tempfile.TemporaryDirectory() as scratch, counted(what, steps, "steps") as tally:
+    with tempfile.TemporaryDirectory() as scratch, counted(what, steps, "steps") as watch:
         trainer = TorchTrainer(
             loop,
-            train_loop_config={"tally": tally},
+            train_loop_config={"watch": watch},
             torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=config.workers,
@@ -163,7 +164,7 @@ def train(
 
 
 # What does not change the result, and the places, whose content `made_from` tells better than their names.
-NOT_RESULT = {"workers", "cpus_per_worker", "gpus_per_worker", "device", "batch_tiles"}
+NOT_RESULT = {*WorkersConfig.model_fields, "device", "batch_tiles"}
 PLACES = {"archive", "source", "target", "checkpoint", "model", "out"}
 
 

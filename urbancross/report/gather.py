@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,14 @@ from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
 from urbancross.report.contents import AFTER, BEFORE, DomainGap, Hit, Report
 from urbancross.report.page import render
+from urbancross.storage import Place
 
 SHOWN_QUERIES, SHOWN_HITS = 12, 10
 GAP_TILES = 1000  # per domain, in the figure and its statistics
 
 
 def run(config: ReportConfig) -> None:
-    source, target = storage.folder(config.source, "--source"), storage.folder(config.target, "--target")
+    source, target = storage.archive(config.source, "--source"), storage.archive(config.target, "--target")
     models = {BEFORE: checkpoints.resolve(config.before), AFTER: checkpoints.resolve(config.after)}
     told = {
         BEFORE: storage.read_json(storage.local(config.metrics_before), "--metrics-before"),
@@ -47,7 +47,7 @@ def run(config: ReportConfig) -> None:
     print(f"report: {out}")
 
 
-def embeddings_of(archive: Path, model: checkpoints.Model) -> str:
+def embeddings_of(archive: Place, model: checkpoints.Model) -> str:
     """The embeddings table of a model.
 
     Raises:
@@ -62,7 +62,7 @@ def embeddings_of(archive: Path, model: checkpoints.Model) -> str:
     return table
 
 
-def some_captions(archive: Path, table: str, split: str | None, seed: int) -> list[str]:
+def some_captions(archive: Place, table: str, split: str | None, seed: int) -> list[str]:
     """A dozen different captions of a split, chosen by seed."""
     found: set[str] = set()
     for name in storage.shards(archive / table):
@@ -76,24 +76,24 @@ def some_captions(archive: Path, table: str, split: str | None, seed: int) -> li
     return [sorted(found)[i] for i in order[:SHOWN_QUERIES]]
 
 
-def failures(archive: Path) -> list[dict[str, Any]]:
+def failures(archive: Place) -> list[dict[str, Any]]:
     """Why tiles have no result, by table, the most frequent first."""
     out = []
-    for table in sorted(path for path in archive.iterdir() if storage.shards(path) and path.name != "plan"):
+    for table in (name for name in storage.tables(archive) if name not in ("plan", "runs")):
         reasons = Counter(
             reason
-            for name in storage.shards(table)
-            for reason in storage.read_shard(table / name, ["failure"])["failure"].to_pylist()
+            for name in storage.shards(archive / table)
+            for reason in storage.read_shard(archive / table / name, ["failure"])["failure"].to_pylist()
             if reason is not None
         )
         out += [
-            {"archive": archive.name, "table": table.name, "reason": reason, "count": count}
+            {"archive": archive.name, "table": table, "reason": reason, "count": count}
             for reason, count in reasons.most_common(20)
         ]
     return out
 
 
-def gap(source: Path, target: Path, model: checkpoints.Model, seed: int) -> DomainGap:
+def gap(source: Place, target: Place, model: checkpoints.Model, seed: int) -> DomainGap:
     """How far apart an encoder puts the tiles of two archives."""
     (a, places_a), (b, places_b) = (
         vectors_of(archive, embeddings_of(archive, model), seed) for archive in (source, target)
@@ -103,7 +103,7 @@ def gap(source: Path, target: Path, model: checkpoints.Model, seed: int) -> Doma
     return DomainGap(a, b, distance, discrepancy, p)
 
 
-def vectors_of(archive: Path, table: str, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+def vectors_of(archive: Place, table: str, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Up to GAP_TILES vectors `[n, D]` of an embeddings table, chosen by seed, and the scene of each, if it has one."""
     vectors: list[np.ndarray] = []
     scenes: list[str] = []
@@ -120,7 +120,7 @@ def vectors_of(archive: Path, table: str, seed: int) -> tuple[np.ndarray, np.nda
 
 
 def hits(
-    archive: Path, models: dict[str, checkpoints.Model], queries: list[str], split: str | None
+    archive: Place, models: dict[str, checkpoints.Model], queries: list[str], split: str | None
 ) -> dict[str, dict[str, list[Hit]]]:
     """The best tiles per query and model, with their pictures."""
     out: dict[str, dict[str, list[Hit]]] = {query: {} for query in queries}

@@ -1,0 +1,254 @@
+"""One small actor that knows which worker is at which tiles of which shard, and the progress that it shows.
+
+A worker that dies takes its own account with it. So when a shard comes back because its worker died, the next attempt is
+careful: it says each batch before it begins. The next death tells the batch, whose tiles are then tried one by one; a
+tile with which a worker dies alone, and again, is left out with its reason. The rest of the shard goes through.
+"""
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from urbancross import runs, storage
+from urbancross.errors import StorageError
+from urbancross.progress import Meter, meter
+from urbancross.storage import Place
+
+DEATHS_ALONE = 2  # bad luck may strike once
+DEATHS_WITHOUT_PROGRESS = 10  # then it is not the tiles
+
+DIED = "failed:its worker died each time it was tried"
+HUNG = "failed:no progress within --stall-minutes each time it was tried"
+
+
+@dataclass
+class Shard:
+    """What is known of the attempts at one shard. Rows count from the shard's first."""
+
+    worker: str | None = None  # who is at it
+    since: float = 0.0
+    done: int = 0  # rows behind it in this attempt
+    at: tuple[int, int] | None = None  # the rows it is at, end-exclusive; known of careful attempts alone
+    suspects: list[tuple[int, int]] = field(default_factory=list)  # batches in which a worker died
+    alone: Counter[int] = field(default_factory=Counter)  # deaths with a single row
+    condemned: dict[int, str] = field(default_factory=dict)  # row to failure
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a worker is told when it takes a shard.
+
+    Attributes:
+        careful: an attempt died before; say each step before taking it.
+        suspects: row ranges to try first, one by one.
+        condemned: rows to leave out, with their failure.
+        stop: why nothing more is to be done.
+    """
+
+    careful: bool = False
+    suspects: tuple[tuple[int, int], ...] = ()
+    condemned: dict[int, str] = field(default_factory=dict)
+    stop: str | None = None
+
+
+class Watch:
+    """The state behind the actor; a plain class, so that it can be tested without Ray."""
+
+    def __init__(self) -> None:
+        self.shards: dict[str, Shard] = {}
+        self.finished = 0  # rows of finished shards, and of other work that `add` tells
+        self.heard = time.monotonic()
+        self.deaths_in_a_row = 0
+        self.on_the_way: set[str] = set()  # shards that are being published
+        self.stopping: str | None = None
+        self.stacks: list[tuple[str, str]] = []  # shard and text, not yet fetched
+
+    def add(self, count: int) -> None:
+        self.heard = time.monotonic()
+        self.finished += count
+
+    def start(self, name: str, worker: str, hung: str | None = None) -> Orders:
+        """A worker takes a shard; if another one had it and never came back, that one died.
+
+        Args:
+            hung: the stacks that the last attempt left because it made no progress.
+        """
+        self.heard = time.monotonic()
+        if self.stopping is not None:
+            return Orders(stop=self.stopping)
+        shard = self.shards.setdefault(name, Shard())
+        died = shard.worker is not None
+        if hung is not None:
+            self.stacks.append((name, hung))
+        if died:
+            self._blame(shard, hung is not None)
+        self.on_the_way.discard(name)
+        shard.worker, shard.at, shard.since, shard.done = worker, None, self.heard, 0
+        if self.deaths_in_a_row >= DEATHS_WITHOUT_PROGRESS:
+            self.stopping = (
+                f"workers died {self.deaths_in_a_row} times without getting through one batch, last on {name}; "
+                "out of memory? lower --workers or --batch-tiles"
+            )
+            return Orders(stop=self.stopping)
+        return Orders(died, tuple(shard.suspects), dict(shard.condemned))
+
+    def _blame(self, shard: Shard, hung: bool) -> None:
+        self.deaths_in_a_row += 1
+        if shard.at is None:
+            return
+        start, stop = shard.at
+        if stop - start > 1:
+            shard.suspects.append(shard.at)
+            return
+        shard.alone[start] += 1
+        if hung or shard.alone[start] >= DEATHS_ALONE:
+            shard.condemned[start] = HUNG if hung else DIED
+
+    def went_on(self, name: str, done: int, at: tuple[int, int] | None = None) -> None:
+        """A worker has `done` rows of a shard behind it and, in a careful attempt, is about to work on rows `at`."""
+        shard = self.shards[name]
+        shard.at, self.heard = at, time.monotonic()
+        if done > shard.done:
+            shard.done, self.deaths_in_a_row = done, 0
+
+    def publishing(self, name: str) -> None:
+        """All rows are done; the shard is on its way to the disk."""
+        self.went_on(name, self.shards[name].done)
+        self.on_the_way.add(name)
+
+    def finish(self, name: str, rows: int) -> None:
+        """A shard is published, or was before."""
+        self.heard = time.monotonic()
+        self.shards.pop(name, None)
+        self.on_the_way.discard(name)
+        self.finished += rows
+
+    def stop(self, why: str) -> None:
+        """Tell workers to take no further shard."""
+        self.stopping = why
+
+    def writing(self) -> int:
+        """How many shards are whole and on their way to the disk."""
+        return len(self.on_the_way)
+
+    def progress(self) -> tuple[int, float, list[str], list[tuple[str, str]]]:
+        """Rows done, seconds since a worker last spoke, what each is at, and stacks not fetched yet."""
+        now = time.monotonic()
+        at_work = [
+            f"{name} (rows {shard.at[0]:,} to {shard.at[1]:,}, {shard.worker})"
+            if shard.at
+            else f"{name} (after row {shard.done:,}, {shard.worker})"
+            for name, shard in self.shards.items()
+        ]
+        stacks, self.stacks = self.stacks, []
+        return self.finished + sum(shard.done for shard in self.shards.values()), now - self.heard, at_work, stacks
+
+
+class Follower:
+    """A thread of the driver that reads the watch: moves the meter and, where it is told how, acts on stalls."""
+
+    def __init__(self, watch: Any, shown: Meter, limit_s: float | None = None, home: Place | None = None) -> None:
+        self.watch, self.shown, self.limit_s, self.home = watch, shown, limit_s, home
+        self.why: str | None = None  # why it has interrupted the main thread
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def _follow(self) -> None:
+        last = False
+        while not last and self.why is None:
+            last = self.ended.wait(0.5)
+            try:
+                done, silent_s, at_work, stacks = ray.get(self.watch.progress.remote())
+            except RayError:
+                return  # the session is going; the main thread hears of it in its own way
+            done = min(done, self.shown.total)  # work that was done twice counts once
+            if done > self.shown.done:
+                self.shown.add(done - self.shown.done)
+            for shard, text in stacks:
+                where = self.keep_stacks(text)
+                self.say(
+                    f"no step on {shard} for {self.minutes}: its worker was ended, its tiles are tried again; {where}"
+                )
+            # A worker ends itself at the limit, so silence beyond it means that none is at work.
+            if self.limit_s is not None and silent_s > 1.5 * self.limit_s and not last:
+                self.give_up(at_work)
+
+    def give_up(self, at_work: list[str]) -> None:
+        told = "; at work were " + ", ".join(at_work[:5]) if at_work else "; no worker could start"
+        have = ray.cluster_resources()
+        self.why = (
+            f"{self.shown.what}: no step anywhere for {self.minutes}{told}; "
+            f"Ray has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; {self.keep_stacks(all_stacks())}; "
+            "run the same command to go on, with fewer --workers if they do not fit"
+        )
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    @property
+    def minutes(self) -> str:
+        return f"{(self.limit_s or 0) / 60:g} min"
+
+    def keep_stacks(self, text: str) -> str:
+        if self.home is None:
+            return "no place for stacks"
+        place = runs.new_run(self.home, "stall") / "stacks.txt"
+        try:
+            storage.replace(place, text.encode())
+        except StorageError as error:
+            return str(error)
+        return f"stacks in {place}"
+
+    def say(self, line: str) -> None:
+        print(f"{self.shown.what}: {line}", file=sys.stderr, flush=True)
+
+
+def all_stacks() -> str:
+    """Where every thread of this process is."""
+    frames = sys._current_frames()
+    return "\n".join(
+        f"Thread {thread.name}\n" + "".join(traceback.format_stack(frames[thread.ident]))
+        for thread in threading.enumerate()
+        if thread.ident in frames
+    )
+
+
+@contextmanager
+def counted(what: str, total: int, unit: str = "tiles") -> Iterator[Any]:
+    """Show progress while the block runs; yields the watch, whose `add.remote(count)` moves it."""
+    with meter(what, total, unit) as shown, _following(Follower(_new_watch(), shown)) as following:
+        yield following.watch
+
+
+@contextmanager
+def watched(archive: Place, table: str, total: int, limit_s: float) -> Iterator[Follower]:
+    """Show a stage's progress while the block runs, and interrupt it when no worker makes a step for too long."""
+    with (
+        meter(f"{table} of {archive.name}", total) as shown,
+        _following(Follower(_new_watch(), shown, limit_s, archive)) as following,
+    ):
+        yield following
+
+
+def _new_watch() -> Any:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Watch).options(scheduling_strategy=here).remote()
+
+
+@contextmanager
+def _following(follower: Follower) -> Iterator[Follower]:
+    follower.thread.start()
+    try:
+        yield follower
+    finally:
+        follower.ended.set()
+        follower.thread.join(timeout=5)

@@ -1,0 +1,170 @@
+"""What runs inside an actor: one shard after the other, published whole, whatever a tile does to the process."""
+
+import faulthandler
+import os
+import pickle
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from urbancross import schemas, storage
+from urbancross.distributed.stages import Stage
+from urbancross.distributed.watch import Orders
+from urbancross.errors import SchemaError, UrbanCrossError, WorkerError
+from urbancross.failpoints import hit
+from urbancross.runs import count_failures
+from urbancross.storage import Place
+from urbancross.tables import read_aligned
+
+SECONDS_BETWEEN_REPORTS = 0.25
+
+
+class ShardWorker(Protocol):
+    """Works on one shard of an archive after the other."""
+
+    def work(self, name: str) -> dict[str, Any]: ...
+
+
+class Replica:
+    """What one actor runs: its worker, built at the first shard, and the worker's own errors handed over as values.
+
+    Ray keeps only the text of an exception that a worker raised, and the user needs its kind.
+    """
+
+    def __init__(self, worker: Callable[..., ShardWorker], arguments: tuple[Any, ...]) -> None:
+        self.build, self.arguments = worker, arguments
+
+    @cached_property
+    def worker(self) -> ShardWorker:
+        return self.build(*self.arguments)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        return {"outcome": [pickle.dumps(self.outcome(str(name))) for name in batch["shard"]]}
+
+    def outcome(self, name: str) -> dict[str, Any] | UrbanCrossError:
+        try:
+            return self.worker.work(name)
+        except UrbanCrossError as error:
+            return error
+
+
+class StageWorker:
+    """One replica of a stage's transform: takes the name of a shard, publishes the shard, returns counts."""
+
+    def __init__(self, archive: Place, stage: Stage, schema: pa.Schema, watch: Any, stall_s: float) -> None:
+        self.archive, self.stage, self.schema, self.watch = archive, stage, schema, watch
+        self.guard = StallGuard(stall_s, watch._actor_id.hex())
+        self.me = f"process {os.getpid()} on {socket.gethostname()}"
+
+    @cached_property
+    def transform(self) -> Callable[[dict[str, pa.Table]], pa.Table]:
+        hit("worker.load")
+        return self.stage.transform(**self.stage.arguments)
+
+    def work(self, name: str) -> dict[str, Any]:
+        orders = ray.get(self.watch.start.remote(name, self.me, self.guard.left_by_the_last(name)))
+        if orders.stop is not None:
+            raise WorkerError(orders.stop)
+        place = self.archive / self.stage.output / name
+        if not (orders.careful and storage.exists(place)):  # the one that died may have come to the end
+            with self.guard.at(name):
+                out = self.make(name, orders)
+                self.watch.publishing.remote(name)
+                if storage.publish_shard(place, out):
+                    hit("worker.published")
+                    self.watch.finish.remote(name, out.num_rows)
+                    return count_failures(out["failure"].to_pylist())
+        failures = storage.read_shard(place, ["failure"])["failure"].to_pylist()
+        self.watch.finish.remote(name, len(failures))
+        return count_failures(failures)
+
+    def make(self, name: str, orders: Orders) -> pa.Table:
+        """The finished shard: a row for every tile of the source shard, in its order."""
+        sources = read_aligned(self.archive, self.stage.sources, name)
+        first = next(iter(sources.values()))
+        parts: dict[int, pa.Table] = {}
+        done, told = 0, time.monotonic()
+        for start, stop in steps(first.num_rows, self.stage.batch_tiles, orders):
+            self.guard.went_on()
+            if orders.careful:
+                ray.get(self.watch.went_on.remote(name, done, (start, stop)))
+            elif time.monotonic() - told > SECONDS_BETWEEN_REPORTS:
+                self.watch.went_on.remote(name, done)
+                told = time.monotonic()
+            hit("worker.batch")
+            batch = {table: rows.slice(start, stop - start) for table, rows in sources.items()}
+            parts[start] = self.transform(batch)
+            done += stop - start
+        for row, failure in orders.condemned.items():
+            parts[row] = self.left_out({table: rows.slice(row, 1) for table, rows in sources.items()}, failure)
+        out = pa.concat_tables(parts[start] for start in sorted(parts)) if parts else self.schema.empty_table()
+        schemas.check(out.schema, self.schema, f"{self.stage.output}/{name}")
+        if not out["tile_id"].equals(first["tile_id"]):
+            raise SchemaError(f"{self.stage.output}/{name}: the stage lost or reordered tiles")
+        return out.select(self.schema.names).replace_schema_metadata(self.schema.metadata)
+
+    def left_out(self, sources: dict[str, pa.Table], failure: str) -> pa.Table:
+        """The row of a tile that the transform must not see: a tile that failed upstream, with a reason of its own."""
+        marked = {table: _with_failure(row, failure) for table, row in sources.items()}
+        return _with_failure(self.transform(marked), failure)
+
+
+def steps(rows: int, batch: int, orders: Orders) -> Iterator[tuple[int, int]]:
+    """Row ranges to work on in turn: those of suspects one by one, then the rest in batches; none that is condemned."""
+    for first, last in orders.suspects:
+        yield from ((row, row + 1) for row in range(first, last) if row not in orders.condemned)
+    for start in range(0, rows, batch):
+        stop = min(start + batch, rows)
+        if (start, stop) not in orders.suspects and not (stop - start == 1 and start in orders.condemned):
+            yield start, stop
+
+
+def _with_failure(rows: pa.Table, failure: str) -> pa.Table:
+    column = rows.schema.get_field_index("failure")
+    return rows.set_column(column, rows.schema.field(column), pa.array([failure] * rows.num_rows, pa.string()))
+
+
+class StallGuard:
+    """Ends this process, its stacks on file, when a shard makes no step for too long.
+
+    The timer is a thread in C: it fires even where a library hangs and holds Python's lock. The next attempt at the
+    shard, on the same machine, finds the file.
+    """
+
+    def __init__(self, seconds: float, run: str) -> None:
+        self.seconds = seconds
+        self.folder = Path(tempfile.gettempdir()) / f"urbancross-{run}"
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.file = open(self.folder / f"{os.getpid()}.txt", "w+")  # noqa: SIM115  # lives as long as the process
+
+    def at(self, name: str) -> "StallGuard":
+        self.file.seek(0)
+        self.file.truncate()
+        print(name, file=self.file, flush=True)
+        return self
+
+    def went_on(self) -> None:
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
+
+    def __enter__(self) -> None:
+        self.went_on()
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def left_by_the_last(self, name: str) -> str | None:
+        """The stacks of a process that was ended at this shard."""
+        for file in self.folder.glob("*.txt"):
+            shard, _, text = file.read_text(errors="replace").partition("\n")
+            if shard == name and text.startswith("Timeout ("):
+                file.unlink()
+                return text
+        return None

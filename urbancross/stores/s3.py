@@ -1,0 +1,254 @@
+"""Objects of an S3 bucket. Endpoint, region and credentials come from the environment; a version is an ETag.
+
+Publishing is a conditional PUT (`If-None-Match: *`, `If-Match`), or a multipart upload that ends with the same
+condition. An answer that was lost is asked for again, so a refused condition may be our own first try: every object
+names its writer, and a writer that finds its own name has won.
+"""
+
+import functools
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import boto3
+import pyarrow.fs
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
+
+from urbancross.errors import ConfigError, StorageError
+from urbancross.failpoints import writing
+
+PART_BYTES = 64 << 20  # above this an upload goes in parts of this size
+ATTEMPTS = 8
+PARALLEL_PARTS = 4
+ABSENT = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
+REFUSED = {"412", "PreconditionFailed"}
+CROSSED = {"409", "ConditionalRequestConflict", "OperationAborted"}
+CREDENTIALS = {
+    "403", "AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken",
+    "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, order=True)
+class S3Path:
+    """`s3://bucket/key`, with the few manners of a `Path` that archives need."""
+
+    bucket: str
+    key: str = ""  # without leading or trailing slash
+
+    @classmethod
+    def parse(cls, text: str) -> "S3Path":
+        bucket, _, key = text.removeprefix("s3://").partition("/")
+        if not text.startswith("s3://") or not bucket or "@" in bucket or ":" in bucket or "?" in text:
+            # the text itself may hold a secret, so it is not repeated
+            raise ConfigError("an s3:// place is s3://bucket/prefix; credentials come from the environment")
+        return cls(bucket, "/".join(part for part in key.split("/") if part))
+
+    def __truediv__(self, name: str) -> "S3Path":
+        return S3Path(self.bucket, f"{self.key}/{name}" if self.key else name)
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2] or self.bucket
+
+    @property
+    def parent(self) -> "S3Path":
+        return S3Path(self.bucket, self.key.rpartition("/")[0])
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}".rstrip("/")
+
+
+def names(folder: S3Path) -> list[str]:
+    """Objects and folders right below a prefix, in order."""
+    prefix = f"{folder.key}/" if folder.key else ""
+    with _told("list", folder):
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=prefix, Delimiter="/")
+        found: list[str] = []
+        for page in pages:
+            found += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+            found += [item["Key"] for item in page.get("Contents", ())]
+    return sorted(name.removeprefix(prefix).rstrip("/") for name in found if name != prefix)
+
+
+def read(path: S3Path) -> tuple[bytes, str] | None:
+    """An object's bytes and version, or None when it is absent."""
+    with _told("read", path):
+        try:
+            answer = _client().get_object(Bucket=path.bucket, Key=path.key)
+            return answer["Body"].read(), answer["ETag"]
+        except ClientError as error:
+            if _code(error) in ABSENT:
+                return None
+            raise
+
+
+def create(path: S3Path, data: bytes | memoryview) -> str | None:
+    """Make an object only if it is absent; its version, or None when somebody else was first."""
+    return _put(path, data, IfNoneMatch="*")
+
+
+def swap(path: S3Path, data: bytes | memoryview, version: str) -> str | None:
+    """Write over an object only if it is still the one of this version; None when it is not."""
+    return _put(path, data, IfMatch=version)
+
+
+def replace(path: S3Path, data: bytes | memoryview) -> None:
+    _put(path, data)
+
+
+def remove(path: S3Path) -> None:
+    with _told("remove", path):
+        _client().delete_object(Bucket=path.bucket, Key=path.key)
+
+
+def modified_s(path: S3Path) -> float:
+    """When an object was last written, in seconds since 1970, by the server's clock."""
+    with _told("read", path):
+        return _client().head_object(Bucket=path.bucket, Key=path.key)["LastModified"].timestamp()
+
+
+def age_s(path: S3Path) -> float:
+    """Seconds since an object was last written, by the server's clock on both sides."""
+    with _told("read", path):
+        try:
+            answer = _client().head_object(Bucket=path.bucket, Key=path.key)
+        except ClientError as error:
+            if _code(error) in ABSENT:
+                return float("inf")
+            raise
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return (now - answer["LastModified"]).total_seconds()
+
+
+def sweep(folder: S3Path) -> int:
+    """Give up the multipart uploads that killed writers left; their parts would be paid for."""
+    with _told("clean", folder):
+        pages = _client().get_paginator("list_multipart_uploads")
+        left = [
+            upload
+            for page in pages.paginate(Bucket=folder.bucket, Prefix=f"{folder.key}/")
+            for upload in page.get("Uploads", ())
+        ]
+        for upload in left:
+            _client().abort_multipart_upload(Bucket=folder.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    return len(left)
+
+
+def file_system() -> pyarrow.fs.S3FileSystem:
+    """What Arrow reads shards with: the same endpoint, region and credentials."""
+    return _arrow(_endpoint(), _region())
+
+
+def _put(path: S3Path, data: bytes | memoryview, **condition: str) -> str | None:
+    writer = uuid.uuid4().hex
+    send: Callable[..., str] = _put_in_parts if len(data) > PART_BYTES else _put_whole
+    with _told("write", path):
+        writing(path.name, "before")
+        for attempt in range(ATTEMPTS):
+            try:
+                made = send(path, data, writer, condition)
+                writing(path.name, "named")
+                return made
+            except ClientError as error:
+                if condition and _code(error) in REFUSED | ABSENT:
+                    return _won(path, writer)
+                if _code(error) not in CROSSED or attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(0.1 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _put_whole(path: S3Path, data: bytes | memoryview, writer: str, condition: dict[str, str]) -> str:
+    told = {"Bucket": path.bucket, "Key": path.key, "Body": bytes(data), "Metadata": {"writer": writer}}
+    return _client().put_object(**told, **condition)["ETag"]
+
+
+def _put_in_parts(path: S3Path, data: bytes | memoryview, writer: str, condition: dict[str, str]) -> str:
+    client, place = _client(), {"Bucket": path.bucket, "Key": path.key}
+    upload = client.create_multipart_upload(**place, Metadata={"writer": writer})["UploadId"]
+
+    def send(number: int) -> dict[str, Any]:
+        if number == 2:
+            writing(path.name, "halfway")
+        body = bytes(data[(number - 1) * PART_BYTES : number * PART_BYTES])
+        sent = client.upload_part(**place, UploadId=upload, PartNumber=number, Body=body)
+        return {"PartNumber": number, "ETag": sent["ETag"]}
+
+    try:
+        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+            parts = list(pool.map(send, range(1, -(-len(data) // PART_BYTES) + 1)))
+        writing(path.name, "written")
+        return client.complete_multipart_upload(
+            **place, UploadId=upload, MultipartUpload={"Parts": parts}, **condition
+        )["ETag"]
+    except BaseException:
+        with suppress(ClientError, BotoCoreError):  # what stays is swept by the next run
+            client.abort_multipart_upload(**place, UploadId=upload)
+        raise
+
+
+def _won(path: S3Path, writer: str) -> str | None:
+    """Whether the object that stands in our way is our own, written by a try whose answer was lost."""
+    try:
+        found = _client().head_object(Bucket=path.bucket, Key=path.key)
+    except ClientError as error:
+        if _code(error) in ABSENT:
+            return None
+        raise
+    return found["ETag"] if found["Metadata"].get("writer") == writer else None
+
+
+@contextmanager
+def _told(doing: str, path: S3Path) -> Iterator[None]:
+    """What the service answers, as one line of our own; no answer repeats a secret."""
+    try:
+        yield
+    except ClientError as error:
+        code = _code(error)
+        if code == "NoSuchBucket":
+            raise ConfigError(f"{path}: no such bucket; make it, or check the name and AWS_ENDPOINT_URL") from None
+        if code in CREDENTIALS:
+            raise StorageError(
+                f"cannot {doing} {path}: the credentials in the environment were refused ({code}); "
+                "renew them and run the same command again"
+            ) from None
+        raise StorageError(f"cannot {doing} {path}: the service answered {code}; run the same command again") from None
+    except (NoCredentialsError, NoRegionError) as error:
+        raise ConfigError(f"{path}: {error}; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION") from None
+    except BotoCoreError as error:
+        raise StorageError(f"cannot {doing} {path}: {str(error).splitlines()[0]}; run the same command again") from None
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "no code"))
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _region() -> str | None:
+    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return named or ("us-east-1" if _endpoint() else None)
+
+
+@functools.cache
+def _client() -> Any:
+    settings = Config(retries={"mode": "standard", "max_attempts": ATTEMPTS}, connect_timeout=10, read_timeout=60)
+    return boto3.client("s3", endpoint_url=_endpoint(), region_name=_region(), config=settings)
+
+
+@functools.cache
+def _arrow(endpoint: str | None, region: str | None) -> pyarrow.fs.S3FileSystem:
+    retries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+    scheme, _, host = (endpoint or "").partition("://")
+    given = {"endpoint_override": host.rstrip("/"), "scheme": scheme} if host else {}
+    return pyarrow.fs.S3FileSystem(region=region, retry_strategy=retries, connect_timeout=10, **given)
