@@ -1,6 +1,7 @@
 """Shards in, shards out: one row per tile, published once, resumed by listing, never mixed."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,20 @@ def test_a_set_that_was_edited_is_refused_and_keeps_what_it_had(other_set: Path,
     assert digests(home / "captions@given") == before
 
 
+def test_workers_that_would_take_every_cpu_are_fewer_and_that_is_said(archive: Path, capfd: pytest.CaptureFixture[str]):
+    line = run("segment", archive=str(archive), engine="felzenszwalb", workers=99)
+    assert line == "read 30 = written 28 + done before 0 + skipped 2 + failed 0"
+    cpus = (os.cpu_count() or 1) + 2
+    assert (
+        f"note: {min(5, cpus - 1)} workers instead of 5: each wants 1 CPU, this machine offers {cpus} CPUs "
+        "and one CPU stays free" in capfd.readouterr().err
+    ) == (cpus <= 5)
+
+
 def test_what_this_machine_can_never_give_is_refused_rather_than_waited_for(archive: Path):
-    with pytest.raises(ConfigError, match="--workers 99 with --cpus-per-worker 1 want 99 CPUs, this machine offers"):
-        run("segment", archive=str(archive), engine="felzenszwalb", workers=99)
-    with pytest.raises(ConfigError, match="want 1 GPUs, this machine offers 0"):
-        run("segment", archive=str(archive), engine="felzenszwalb", workers=1, gpus_per_worker=1)
-    assert not storage.shards(archive / "segments@felzenszwalb")
+    with pytest.raises(ConfigError, match="a worker wants 1 CPU and 1 GPU, this machine offers"):
+        run("segment", archive=str(archive), engine="grid", workers=1, max_area=0.5, gpus_per_worker=1)
+    assert not storage.names(archive / "segments@grid" / "x")
 
 
 def test_a_table_of_another_program_is_refused_by_name(tmp_path: Path):

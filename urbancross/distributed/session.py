@@ -74,18 +74,22 @@ def workers_that_fit(wanted: WorkersConfig, shards: int) -> tuple[int, int]:
         fit = min(fit, int(have.get("GPU", 0) / wanted.gpus_per_worker))
     if fit >= most:
         return most, most
-    each = f"{wanted.cpus_per_worker:g} CPUs" + f" and {wanted.gpus_per_worker:g} GPUs" * bool(wanted.gpus_per_worker)
-    offer = f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
+    each = _resources(wanted.cpus_per_worker, wanted.gpus_per_worker)
+    offer = _resources(have.get("CPU", 0), have.get("GPU", 0))
     if os.environ.get("RAY_ADDRESS"):
-        _note(f"{fit} of {most} workers fit now ({each} each; the cluster has {offer}); the others join as nodes do")
+        _note(f"{fit} of {most} workers fit now, of {each} each; the cluster has {offer}; the others join as nodes do")
         return max(fit, 1), most
     if fit < 1:
         raise ConfigError(
             f"a worker wants {each}, this machine offers {offer} and one CPU stays free; lower --cpus-per-worker "
             "or --gpus-per-worker"
         )
-    _note(f"{fit} workers instead of {most}: {each} each, this machine offers {offer} and one CPU stays free")
+    _note(f"{fit} workers instead of {most}: each wants {each}, this machine offers {offer} and one CPU stays free")
     return fit, fit
+
+
+def _resources(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPU{'' if cpus == 1 else 's'}" + (f" and {gpus:g} GPU{'' if gpus == 1 else 's'}" if gpus else "")
 
 
 def _note(line: str) -> None:

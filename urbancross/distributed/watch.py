@@ -1,8 +1,8 @@
 """One small actor that knows which worker is at which tiles of which shard, and the progress that it shows.
 
-A worker that dies takes its own account with it. So when a shard comes back because its worker died, the next attempt is
-careful: it says each batch before it begins. The next death tells the batch, whose tiles are then tried one by one; a
-tile with which a worker dies alone, and again, is left out with its reason. The rest of the shard goes through.
+A worker that dies takes its own account with it. So when a shard comes back because its worker died, the next attempt
+is careful: it says each batch before it begins. The next death tells the batch, whose tiles are then tried one by one;
+a tile with which a worker dies alone, and again, is left out with its reason. The rest of the shard goes through.
 """
 
 import signal
@@ -72,7 +72,7 @@ class Watch:
         self.deaths_in_a_row = 0
         self.on_the_way: set[str] = set()  # shards that are being published
         self.stopping: str | None = None
-        self.stacks: list[tuple[str, str]] = []  # shard and text, not yet fetched
+        self.news: list[tuple[str, str | None]] = []  # lines for the user, with stacks to keep; not yet fetched
 
     def add(self, count: int) -> None:
         self.heard = time.monotonic()
@@ -89,10 +89,11 @@ class Watch:
             return Orders(stop=self.stopping)
         shard = self.shards.setdefault(name, Shard())
         died = shard.worker is not None
-        if hung is not None:
-            self.stacks.append((name, hung))
         if died:
-            self._blame(shard, hung is not None)
+            where = f" at rows {shard.at[0]:,} to {shard.at[1]:,}" if shard.at else f" after row {shard.done:,}"
+            how = "died" if hung is None else "made no step within --stall-minutes and was ended"
+            self.news.append((f"{name}: {shard.worker} {how}{where}; the shard is tried again", hung))
+            self._blame(name, shard, hung is not None)
         self.on_the_way.discard(name)
         shard.worker, shard.at, shard.since, shard.done = worker, None, self.heard, 0
         if self.deaths_in_a_row >= DEATHS_WITHOUT_PROGRESS:
@@ -103,7 +104,7 @@ class Watch:
             return Orders(stop=self.stopping)
         return Orders(died, tuple(shard.suspects), dict(shard.condemned))
 
-    def _blame(self, shard: Shard, hung: bool) -> None:
+    def _blame(self, name: str, shard: Shard, hung: bool) -> None:
         self.deaths_in_a_row += 1
         if shard.at is None:
             return
@@ -114,6 +115,7 @@ class Watch:
         shard.alone[start] += 1
         if hung or shard.alone[start] >= DEATHS_ALONE:
             shard.condemned[start] = HUNG if hung else DIED
+            self.news.append((f"{name}: row {start:,} is left out, {shard.condemned[start]}", None))
 
     def went_on(self, name: str, done: int, at: tuple[int, int] | None = None) -> None:
         """A worker has `done` rows of a shard behind it and, in a careful attempt, is about to work on rows `at`."""
@@ -142,8 +144,8 @@ class Watch:
         """How many shards are whole and on their way to the disk."""
         return len(self.on_the_way)
 
-    def progress(self) -> tuple[int, float, list[str], list[tuple[str, str]]]:
-        """Rows done, seconds since a worker last spoke, what each is at, and stacks not fetched yet."""
+    def progress(self) -> tuple[int, float, list[str], list[tuple[str, str | None]]]:
+        """Rows done, seconds since a worker last spoke, what each is at, and news."""
         now = time.monotonic()
         at_work = [
             f"{name} (rows {shard.at[0]:,} to {shard.at[1]:,}, {shard.worker})"
@@ -151,8 +153,8 @@ class Watch:
             else f"{name} (after row {shard.done:,}, {shard.worker})"
             for name, shard in self.shards.items()
         ]
-        stacks, self.stacks = self.stacks, []
-        return self.finished + sum(shard.done for shard in self.shards.values()), now - self.heard, at_work, stacks
+        news, self.news = self.news, []
+        return self.finished + sum(shard.done for shard in self.shards.values()), now - self.heard, at_work, news
 
 
 class Follower:
@@ -169,17 +171,14 @@ class Follower:
         while not last and self.why is None:
             last = self.ended.wait(0.5)
             try:
-                done, silent_s, at_work, stacks = ray.get(self.watch.progress.remote())
+                done, silent_s, at_work, news = ray.get(self.watch.progress.remote())
             except RayError:
                 return  # the session is going; the main thread hears of it in its own way
             done = min(done, self.shown.total)  # work that was done twice counts once
             if done > self.shown.done:
                 self.shown.add(done - self.shown.done)
-            for shard, text in stacks:
-                where = self.keep_stacks(text)
-                self.say(
-                    f"no step on {shard} for {self.minutes}: its worker was ended, its tiles are tried again; {where}"
-                )
+            for line, stacks in news:
+                self.say(f"{line}; {self.keep_stacks(stacks)}" if stacks else line)
             # A worker ends itself at the limit, so silence beyond it means that none is at work.
             if self.limit_s is not None and silent_s > 1.5 * self.limit_s and not last:
                 self.give_up(at_work)
@@ -188,7 +187,7 @@ class Follower:
         told = "; at work were " + ", ".join(at_work[:5]) if at_work else "; no worker could start"
         have = ray.cluster_resources()
         self.why = (
-            f"{self.shown.what}: no step anywhere for {self.minutes}{told}; "
+            f"no step anywhere for {self.minutes}{told}; "
             f"Ray has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; {self.keep_stacks(all_stacks())}; "
             "run the same command to go on, with fewer --workers if they do not fit"
         )
