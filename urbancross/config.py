@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -268,6 +268,35 @@ class EvaluateConfig(StageConfig):
     """Resamples behind the 95 % interval, clustered by tile."""
     seed: int = 0
     """Seed of the resamples."""
+
+
+class RetryConfig(StageConfig):
+    """Try the failed tiles of a table again, with what made the table; all other rows stay as they are."""
+
+    table: str
+    """The table, with its variant: tiles, captions@template, ..."""
+    reason: str | None = None
+    """Only tiles whose failure has this text in it."""
+
+
+class VerifyConfig(StageConfig):
+    """Check the tables of an archive: schema, counts, ids and order, what made them, and a part made once more."""
+
+    table: str | None = None
+    """The table, with its variant; default: all."""
+    sample: NonNegativeInt = 4
+    """Batches of every table that are made once more and compared."""
+    seed: int = 0
+    """Seed of the choice of batches."""
+
+
+class ExplainConfig(ArchiveConfig):
+    """Tell the history of one tile: where it comes from, and what became of it in every table."""
+
+    tile_id: CliPositionalArg[str]
+    """The tile."""
+    json_: bool = Field(default=False, alias="json")
+    """Print one JSON document instead of a table."""
 
 
 class SearchConfig(ArchiveConfig):

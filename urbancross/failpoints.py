@@ -1,6 +1,6 @@
 """Places where a test can kill, stop or break this process; nothing happens unless the environment says so.
 
-    URBANCROSS_FAILPOINTS="shard.written=kill batch=kill:3"   # name=action[:n], at the n-th visit of one process
+    URBANCROSS_FAILPOINTS="shard.written=kill worker.batch:3=kill"   # name[:n]=action, at a process's n-th visit
     URBANCROSS_FAILPOINTS_ONCE=/some/folder                     # each of them fires once over all processes
 
 Actions: `kill` (SIGKILL), `kill-run` (the process whose number is in the folder's `driver.pid`, then this one), `stop`
@@ -22,9 +22,9 @@ def hit(name: str) -> None:
         OSError: the environment asks for `full` here.
     """
     if _ARMED and name in _ARMED:
-        action, _, visit = _ARMED[name].partition(":")
+        visit, action = _ARMED[name]
         _visits[name] += 1
-        if _visits[name] >= int(visit or 1) and _first_to_fire(name):
+        if _visits[name] >= visit and _first_to_fire(name):
             _act(action)
 
 
@@ -62,6 +62,15 @@ def _first_to_fire(name: str) -> bool:
     return True
 
 
-_ARMED = dict(part.split("=", 1) for part in os.environ.get("URBANCROSS_FAILPOINTS", "").split())
+def _armed(told: str) -> dict[str, tuple[int, str]]:
+    armed = {}
+    for part in told.split():
+        place, _, action = part.partition("=")
+        name, _, visit = place.partition(":")
+        armed[name] = (int(visit or 1), action)
+    return armed
+
+
+_ARMED = _armed(os.environ.get("URBANCROSS_FAILPOINTS", ""))
 _ONCE = os.environ.get("URBANCROSS_FAILPOINTS_ONCE", "")
 _visits: Counter[str] = Counter()

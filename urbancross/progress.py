@@ -10,6 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 SECONDS_BETWEEN_LINES = 10.0
 
+_bars: list[Progress] = []  # those on the terminal now
+
+
+def say(line: str) -> None:
+    """One line for the user on stderr, above the bar if there is one."""
+    if _bars:
+        _bars[-1].console.print(line, markup=False, highlight=False)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
 
 class Meter:
     """Counts units of one piece of work; `add` as they finish."""
@@ -28,7 +38,7 @@ class Meter:
             seconds = max(self.said - self.began, 1e-6)
             tail = f", {note}" if note else ""
             line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.done / seconds:.1f} a second{tail}"
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
 
 @contextmanager
@@ -45,4 +55,8 @@ def meter(what: str, total: int, unit: str = "tiles") -> Iterator[Meter]:
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
     ) as bar:
-        yield Meter(what, total, unit, bar)
+        _bars.append(bar)
+        try:
+            yield Meter(what, total, unit, bar)
+        finally:
+            _bars.remove(bar)

@@ -15,7 +15,16 @@ Columns = Mapping[str, Sequence[str] | None]  # table name to the columns wanted
 MAKER = ".made-by.json"  # beside the shards: what makes them, claimed before the first one
 ROWS = ".rows.json"  # in `plan`: rows of each of its shards, and so of every table's
 NOT_RESULT = {"notes", "run"}  # what a maker says beside what changes its result
-VERBS = {"tiles": "ingest", "plan": "ingest", "geotags": "geotag"}  # what makes a table, where its name does not say
+VERBS = {
+    "plan": "ingest",
+    "tiles": "ingest",
+    "captions@given": "ingest",
+    "geotags": "geotag",
+    "captions": "caption",
+    "segments": "segment",
+    "embeddings": "embed",
+    "features": "pretrain",
+}
 
 
 def read_aligned(archive: Place, sources: Columns, name: str) -> dict[str, pa.Table]:
@@ -63,9 +72,15 @@ def require_shards(archive: Place, table: str) -> list[str]:
     """
     names = storage.shards(archive / table)
     if not names:
-        verb = VERBS.get(table, table.partition("@")[0])
-        raise ConfigError(f"{archive} has no table {table}; make it with: urbancross {verb} --archive {archive} ...")
+        raise ConfigError(
+            f"{archive} has no table {table}; make it with: urbancross {verb_of(table)} --archive {archive} ..."
+        )
     return names
+
+
+def verb_of(table: str) -> str:
+    """The verb that makes a table."""
+    return VERBS.get(table) or VERBS.get(table.partition("@")[0], "--help")
 
 
 def fingerprint_of(archive: Place, table: str) -> dict[str, Any]:

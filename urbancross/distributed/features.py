@@ -1,5 +1,7 @@
 """What frozen towers say of tiles, captions and segments: computed once, kept as a table, learned from many times."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +10,10 @@ import pyarrow as pa
 import torch
 
 from urbancross import schemas, storage
-from urbancross.config import TrainingConfig
+from urbancross.config import AdaptConfig, PretrainConfig, TrainingConfig
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import run_stage
-from urbancross.errors import TileSkipped
+from urbancross.errors import ConfigError, TileSkipped
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import square
 from urbancross.segments import crop
@@ -121,3 +123,15 @@ def make_features(
     stage = features_stage(archive, model, config, captions, segments)
     run_stage(archive, stage, config)
     return FeatureTables(stage.arguments["captions"], stage.output, stage.arguments["max_segments"])
+
+
+def stages(config: PretrainConfig | AdaptConfig, archive: Place) -> Iterator[Stage]:
+    """Every features table that a run of `pretrain` or `adapt` may have made in an archive."""
+    if isinstance(config, PretrainConfig):
+        model = checkpoints.resolve(config.model, config.width)
+        yield features_stage(archive, model, config, config.captions, config.segments)
+        return
+    model = checkpoints.resolve(config.checkpoint)
+    for captions, segments in ((config.captions, config.segments), (config.target_captions, "none")):
+        with contextlib.suppress(ConfigError):  # a variant that the other archive has
+            yield features_stage(archive, model, config, captions, segments)

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import ray.data
 
 from urbancross.config import WorkersConfig
 from urbancross.errors import ConfigError, UrbanCrossError, WorkerError
+from urbancross.progress import say
 
 OBJECT_STORE_BYTES = 512 << 20
 
@@ -77,23 +77,19 @@ def workers_that_fit(wanted: WorkersConfig, shards: int) -> tuple[int, int]:
     each = _resources(wanted.cpus_per_worker, wanted.gpus_per_worker)
     offer = _resources(have.get("CPU", 0), have.get("GPU", 0))
     if os.environ.get("RAY_ADDRESS"):
-        _note(f"{fit} of {most} workers fit now, of {each} each; the cluster has {offer}; the others join as nodes do")
+        say(f"note: {fit} of {most} workers fit now, {each} each; the cluster has {offer}; others join as nodes do")
         return max(fit, 1), most
     if fit < 1:
         raise ConfigError(
             f"a worker wants {each}, this machine offers {offer} and one CPU stays free; lower --cpus-per-worker "
             "or --gpus-per-worker"
         )
-    _note(f"{fit} workers instead of {most}: each wants {each}, this machine offers {offer} and one CPU stays free")
+    say(f"note: {fit} workers instead of {most}: each wants {each}, this machine offers {offer} and one CPU stays free")
     return fit, fit
 
 
 def _resources(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPU{'' if cpus == 1 else 's'}" + (f" and {gpus:g} GPU{'' if gpus == 1 else 's'}" if gpus else "")
-
-
-def _note(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ finishes what a killed one left; the driver holds names and counts, never rows.
 import contextlib
 import json
 import pickle
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from urbancross.distributed.stages import Stage
 from urbancross.distributed.watch import watched
 from urbancross.distributed.workers import Replica, ShardWorker, StageWorker
 from urbancross.errors import BudgetError, ConfigError, UrbanCrossError, WorkerError
+from urbancross.progress import say
 from urbancross.runs import Balance
 from urbancross.storage import Place
 from urbancross.tables import MAKER, claimed, differs, row_counts
@@ -91,13 +91,13 @@ def work_through(
                         f"({runs.most_common(reasons)}); mend the cause and run the same command to go on, then: "
                         f"urbancross retry --archive {archive} --table {stage.output}"
                     )
-        except KeyboardInterrupt:
+        except BaseException as error:
             settle(following.watch)
-            if following.why is not None:
+            if isinstance(error, KeyboardInterrupt) and following.why is not None:
                 raise WorkerError(following.why) from None
             raise
     if made.failed:
-        print(f"{stage.output}: failed {runs.most_common(reasons)}", file=sys.stderr, flush=True)
+        say(f"{stage.output}: failed {runs.most_common(reasons)}")
     return made
 
 

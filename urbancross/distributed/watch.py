@@ -22,9 +22,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from urbancross import runs, storage
 from urbancross.errors import StorageError
-from urbancross.progress import Meter, meter
+from urbancross.progress import Meter, meter, say
 from urbancross.storage import Place
 
+STARTING_S = 120.0  # what a worker may take to start, beside --stall-minutes
 DEATHS_ALONE = 2  # bad luck may strike once
 DEATHS_WITHOUT_PROGRESS = 10  # then it is not the tiles
 
@@ -178,16 +179,16 @@ class Follower:
             if done > self.shown.done:
                 self.shown.add(done - self.shown.done)
             for line, stacks in news:
-                self.say(f"{line}; {self.keep_stacks(stacks)}" if stacks else line)
-            # A worker ends itself at the limit, so silence beyond it means that none is at work.
-            if self.limit_s is not None and silent_s > 1.5 * self.limit_s and not last:
+                say(f"{self.shown.what}: {line}" + (f"; {self.keep_stacks(stacks)}" if stacks else ""))
+            # A worker ends itself at the limit and another one starts; silence beyond both means that none is at work.
+            if self.limit_s is not None and silent_s > self.limit_s + STARTING_S and not last:
                 self.give_up(at_work)
 
     def give_up(self, at_work: list[str]) -> None:
         told = "; at work were " + ", ".join(at_work[:5]) if at_work else "; no worker could start"
         have = ray.cluster_resources()
         self.why = (
-            f"no step anywhere for {self.minutes}{told}; "
+            f"no step anywhere for {self.minutes} and more{told}; "
             f"Ray has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; {self.keep_stacks(all_stacks())}; "
             "run the same command to go on, with fewer --workers if they do not fit"
         )
@@ -206,9 +207,6 @@ class Follower:
         except StorageError as error:
             return str(error)
         return f"stacks in {place}"
-
-    def say(self, line: str) -> None:
-        print(f"{self.shown.what}: {line}", file=sys.stderr, flush=True)
 
 
 def all_stacks() -> str:

@@ -76,7 +76,7 @@ class StageWorker:
         place = self.archive / self.stage.output / name
         if not (orders.careful and storage.exists(place)):  # the one that died may have come to the end
             with self.guard.at(name):
-                out = self.make(name, orders)
+                out = self.make(name, read_aligned(self.archive, self.stage.sources, name), orders)
                 self.watch.publishing.remote(name)
                 if storage.publish_shard(place, out):
                     hit("worker.published")
@@ -86,9 +86,8 @@ class StageWorker:
         self.watch.finish.remote(name, len(failures))
         return count_failures(failures)
 
-    def make(self, name: str, orders: Orders) -> pa.Table:
-        """The finished shard: a row for every tile of the source shard, in its order."""
-        sources = read_aligned(self.archive, self.stage.sources, name)
+    def make(self, name: str, sources: dict[str, pa.Table], orders: Orders) -> pa.Table:
+        """A row for every tile of the aligned source tables, in their order."""
         first = next(iter(sources.values()))
         parts: dict[int, pa.Table] = {}
         done, told = 0, time.monotonic()
@@ -148,7 +147,8 @@ class StallGuard:
     def at(self, name: str) -> "StallGuard":
         self.file.seek(0)
         self.file.truncate()
-        print(name, file=self.file, flush=True)
+        self.file.write(f"{name}\n")
+        self.file.flush()
         return self
 
     def went_on(self) -> None:

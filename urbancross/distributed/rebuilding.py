@@ -1,0 +1,48 @@
+"""The stage that made a table, from what its maker wrote beside the shards."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from urbancross import config as settings
+from urbancross.distributed import captioning, embedding, features, geotagging, ingest, segmentation
+from urbancross.distributed.stages import Stage
+from urbancross.errors import ConfigError
+from urbancross.storage import Place
+from urbancross.tables import claimed, require_shards
+
+# Settings of the run that made a table, and its archive, to the stages of such a run.
+STAGES: dict[type[settings.WorkersConfig], Callable[[Any, Place], Iterable[Stage]]] = {
+    settings.IngestConfig: lambda told, _: ingest.stages(told),
+    settings.GeotagConfig: lambda told, _: geotagging.stages(told),
+    settings.CaptionConfig: lambda told, _: captioning.stages(told),
+    settings.SegmentConfig: lambda told, _: segmentation.stages(told),
+    settings.EmbedConfig: lambda told, _: embedding.stages(told),
+    settings.PretrainConfig: features.stages,
+    settings.AdaptConfig: features.stages,
+}
+
+
+def stage_of(archive: Place, table: str) -> Stage:
+    """The stage that made a table, built anew from the same settings.
+
+    Raises:
+        ConfigError: there is no such table, it does not say what made it, or what made it is gone.
+    """
+    require_shards(archive, table)
+    run = (claimed(archive / table) or {}).get("run", {})
+    kind = {kind.__name__: kind for kind in STAGES}.get(run.get("kind"))
+    if kind is None:
+        raise ConfigError(
+            f"{archive / table} does not say which run made it; only urbancross's own tables can be redone"
+        )
+    told = run["config"] | ({"archive": str(archive)} if "archive" in kind.model_fields else {})
+    try:
+        made = STAGES[kind](kind(**told), archive)
+    except ValidationError as error:
+        raise ConfigError(f"{archive / table} was made with settings of another version: {error}") from None
+    for stage in made:
+        if stage.output == table:
+            return stage
+    raise ConfigError(f"{archive / table}: its settings no longer lead to this table; remove it and make it again")
