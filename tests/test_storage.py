@@ -14,8 +14,8 @@ def everything_in(folder: Path) -> list[str]:
 
 
 def test_the_second_to_publish_a_name_loses_and_the_first_bytes_stay(tmp_path):
-    assert storage.publish(tmp_path / "tiles" / "part", b"first") is True
-    assert storage.publish(tmp_path / "tiles" / "part", b"second") is False
+    assert storage.create(tmp_path / "tiles" / "part", b"first") is not None
+    assert storage.create(tmp_path / "tiles" / "part", b"second") is None
     assert (tmp_path / "tiles" / "part").read_bytes() == b"first"
     assert everything_in(tmp_path) == ["part", "tiles"]  # no temporary file stays, of the loser neither
 
@@ -25,7 +25,7 @@ def test_twenty_threads_that_publish_one_name_have_one_winner_whose_bytes_are_wh
 
     def race(number: int) -> bool:
         barrier.wait()
-        return storage.publish(tmp_path / "part", b"%02d" % number * 50_000)
+        return storage.create(tmp_path / "part", b"%02d" % number * 50_000) is not None
 
     with ThreadPoolExecutor(20) as pool:
         won = list(pool.map(race, range(20)))
@@ -38,9 +38,9 @@ def test_a_write_that_fails_leaves_neither_the_name_nor_a_temporary_file(tmp_pat
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
-    with pytest.raises(StorageError, match=r"cannot write .*part: No space left on device"):
-        storage.publish(tmp_path / "part", b"data")
+    monkeypatch.setattr(storage.local_store.os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot write .*part: No space left on device; free some space"):
+        storage.create(tmp_path / "part", b"data")
     assert everything_in(tmp_path) == []
 
 
@@ -48,7 +48,7 @@ def test_a_place_below_a_file_is_refused_by_name(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     place = tmp_path / "file" / "part"
     with pytest.raises(StorageError, match=r"cannot write .*file/part"):
-        storage.publish(place, b"")
+        storage.create(place, b"")
     with pytest.raises(StorageError, match=r"cannot write .*file/part"):
         storage.write_json(place, {})
     with pytest.raises(StorageError, match=r"cannot write .*file/part"), storage.publish_folder(place):
@@ -178,7 +178,7 @@ def test_a_place_is_a_local_path_that_exists(tmp_path):
         storage.folder(str(tmp_path / "file"), "--archive")
     with pytest.raises(ConfigError, match=r"--osm .*: no such file"):
         storage.file(str(tmp_path), "--osm")
-    with pytest.raises(ConfigError, match="s3://bucket/a: only local folders"):
+    with pytest.raises(ConfigError, match="s3:// cannot be read here; give a local path"):
         storage.local("s3://bucket/a")
 
 
@@ -190,3 +190,34 @@ def test_a_digest_depends_on_every_byte_of_every_file(tmp_path):
     assert len(both) == 16
     (tmp_path / "b").write_bytes(b"twO")
     assert storage.digest(tmp_path / "a", tmp_path / "b") != both
+
+
+def test_a_swap_is_done_only_over_the_version_that_was_read(tmp_path):
+    first = storage.create(tmp_path / "lease", b"first")
+    second = storage.swap(tmp_path / "lease", b"other", first)
+    assert second not in (None, first)
+    assert storage.swap(tmp_path / "lease", b"third", first) is None
+    assert storage.read(tmp_path / "lease") == (b"other", second)
+    assert storage.swap(tmp_path / "absent", b"third", first) is None
+    assert not (tmp_path / "absent").exists()
+
+
+def test_of_twenty_threads_that_swap_one_version_one_wins(tmp_path):
+    version = storage.create(tmp_path / "lease", b"0")
+    barrier = Barrier(20)
+
+    def race(number: int) -> bool:
+        barrier.wait()
+        return storage.swap(tmp_path / "lease", b"%02d" % number, version) is not None
+
+    with ThreadPoolExecutor(20) as pool:
+        won = list(pool.map(race, range(20)))
+    assert sum(won) == 1
+    assert storage.read(tmp_path / "lease")[0] == b"%02d" % won.index(True)
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
+    for name in (".part-00000.parquet-ab.tmp", ".lease.json", "part-00000.parquet", "notes.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    assert storage.sweep(tmp_path) == 1
+    assert everything_in(tmp_path) == [".lease.json", "notes.tmp", "part-00000.parquet"]

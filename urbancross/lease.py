@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from urbancross import storage
-from urbancross.errors import LeaseError, StorageError
+from urbancross.errors import LeaseError, StorageError, UrbanCrossError
 from urbancross.failpoints import hit
 from urbancross.storage import Place
 
@@ -48,7 +48,7 @@ class Lease:
         self._renewer.join()
         hit("lease.before-release")
         with contextlib.suppress(StorageError):  # who finds it held by a process that has ended takes it over
-            storage.swap(self.place, _bytes({"released": True}), self.version)
+            self._swap({"released": True})
 
     def _take(self) -> str:
         made = storage.create(self.place, _bytes(self.me))
@@ -68,12 +68,20 @@ class Lease:
             made = storage.swap(self.place, _bytes(self.me), version)
         return made
 
+    def _swap(self, told: dict[str, Any]) -> str | None:
+        """Write over our own lease; None when it is another's by now."""
+        made = storage.swap(self.place, _bytes(told), self.version)
+        found = storage.read(self.place) if made is None else None
+        if found is not None and _parsed(found[0]) | {"renewed": 0} == self.me | {"renewed": 0}:
+            made = storage.swap(self.place, _bytes(told), found[1])  # our last one came through, its answer did not
+        return made
+
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
             self.me["renewed"] += 1
             try:
-                made = storage.swap(self.place, _bytes(self.me), self.version)
-            except StorageError:
+                made = self._swap(self.me)
+            except UrbanCrossError:
                 continue  # nobody answers for now; whether it is still ours, the next answer tells
             if made is None:
                 self.lost.set()

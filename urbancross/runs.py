@@ -60,7 +60,7 @@ def count_failures(failures: list[str | None]) -> dict[str, Any]:
 def reason(failure: str) -> str:
     """The kind of a failure, without what differs from tile to tile; empty for what was skipped."""
     kind, _, text = failure.partition(":")
-    return re.sub(r"\d[\d.,]*", "n", re.split(r"[:(]", text)[0]).strip()[:60] if kind == "failed" else ""
+    return re.sub(r"\d[\d.,]*", "n", re.split(r"[:;(]", text)[0]).strip()[:60] if kind == "failed" else ""
 
 
 def most_common(reasons: Counter[str]) -> str:

@@ -38,6 +38,8 @@ def plan(source: str, images: str | None, domain: str, tile_px: int, shares: Sha
         raise ConfigError(
             f"--valid-share {shares.valid} and --test-share {shares.test} leave nothing to train on; lower them"
         )
+    if not _is_text(domain):
+        raise ConfigError(f"--domain {_printable(domain)}: not UTF-8; give another name")
     path = storage.local(source)
     if not path.exists():
         raise ConfigError(f"--source {source}: no such file or folder; give {KNOWN}")
@@ -47,12 +49,17 @@ def plan(source: str, images: str | None, domain: str, tile_px: int, shares: Sha
         rows, place = _captioned(path / "captions.jsonl" if path.is_dir() else path, images, domain), "tile_id"
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
-        if row["tile_id"] in seen:
+        first = seen.setdefault(row["tile_id"], number)
+        if first != number and place == "place":
             raise ConfigError(
-                f"--source {source}: {row['tile_id']} stands in entries {seen[row['tile_id']]} and {number}; "
+                f"--source {source}: {rows[first - 1]['source']} and {row['source']} would both be {row['tile_id']}; "
+                "rename one of them"
+            )
+        if first != number:
+            raise ConfigError(
+                f"--source {source}: {row['tile_id']} stands in entries {first} and {number}; "
                 "give one entry per image, with all its captions"
             )
-        seen[row["tile_id"]] = number
     splits = divide((row[place] for row in rows if row.get("split") is None), shares)
     versions: dict[str, str | None] = {}  # a scene has many tiles
     for row in rows:
@@ -97,7 +104,7 @@ def _jsonl(file: Path) -> Iterator[Row]:
             where = f"{file} line {number}"
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, or a list in a list in ...
                 raise ConfigError(f"{where}: not JSON ({error}); mend or remove the line") from None
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
                 raise ConfigError(f'{where}: want {{"image": "path", "captions": ["..."]}}; mend or remove the line')
@@ -153,12 +160,14 @@ def _scenes(folder: Path, domain: str, tile_px: int) -> list[Row]:
     rows: list[Row] = []
     problems = []
     for scene in scenes:
-        name = scene.relative_to(folder).with_suffix("").as_posix()
-        common = {"source": str(scene), "domain": domain, "place": name, "captions": None}
+        name = _printable(scene.relative_to(folder).with_suffix("").as_posix())
+        common = {"source": _printable(str(scene)), "domain": domain, "place": name, "captions": None}
         try:
+            if not _is_text(str(scene)):
+                raise TileError("its name is not UTF-8; rename the file")
             rows += [{**common, **vars(cell), "failure": None} for cell in cells(scene, name, tile_px)]
         except TileError as error:
-            problems.append(f"{scene.name}: {error}")
+            problems.append(f"{_printable(scene.name)}: {error}")
             kind = "skipped" if isinstance(error, TileSkipped) else "failed"
             rows.append({**common, "tile_id": name, "window": None, "failure": f"{kind}:{error}"})
     if len(problems) == len(scenes):
@@ -202,6 +211,8 @@ def _inside(path: str, where: str) -> str:
     """An image path that stays below its folder, so that a captions file cannot name any file of the machine."""
     if not path or Path(path).is_absolute() or ".." in Path(path).parts:
         raise ConfigError(f"{where}: image {path!r} is not a path below the images folder; make it relative")
+    if not _is_text(path) or "\0" in path:
+        raise ConfigError(f"{where}: image {path!r} is not a name in UTF-8; rename the file")
     return Path(path).as_posix()
 
 
@@ -210,8 +221,7 @@ def _texts(value: Any, where: str) -> list[str] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ConfigError(f"{where}: captions must be a list of strings; mend or remove the line")
-    # A lone surrogate ("\ud800" in JSON) is no text that a table can hold.
-    texts = [text.encode("utf-8", "replace").decode().strip() for text in value]
+    texts = [_whole(text).strip() for text in value]
     return [text for text in texts if text]
 
 
@@ -238,7 +248,7 @@ def _bounds(value: Any, where: str) -> list[float] | None:
 def _text(value: Any, name: str, where: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ConfigError(f"{where}: {name} must be a string, got {value!r}")
-    return value
+    return None if value is None else _whole(value)
 
 
 def _number(value: Any, where: str) -> float | None:
@@ -246,3 +256,16 @@ def _number(value: Any, where: str) -> float | None:
         return None if value is None else float(value)
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where}: gsd_m must be a number of metres, got {value!r}") from None
+
+
+def _is_text(text: str) -> bool:
+    """Whether a table can hold it: no lone surrogate, which stands for a byte that is no UTF-8 in a file's name."""
+    return _whole(text) == text
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

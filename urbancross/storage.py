@@ -44,12 +44,18 @@ def local(text: str) -> Path:
     """A path on this machine; checkpoints, sources and maps are read from there alone.
 
     Raises:
-        ConfigError: it names another kind of place.
+        ConfigError: it names another kind of place, or is not UTF-8 and so fits in no table.
     """
     if "://" in text:
         kind = text.partition("://")[0]
         raise ConfigError(f"{kind}:// cannot be read here; give a local path (archives may also be s3://bucket/prefix)")
-    return Path(text).expanduser().absolute()
+    try:
+        path = Path(text).expanduser().absolute()
+    except RuntimeError as error:  # "~nobody"
+        raise ConfigError(f"{text}: {error}; give a whole path") from None
+    if (printable := str(path).encode("utf-8", "backslashreplace").decode()) != str(path):
+        raise ConfigError(f"{printable}: the path is not UTF-8; rename it, or go by a link with another name")
+    return path
 
 
 def archive(text: str, what: str = "--archive") -> Place:
@@ -143,7 +149,7 @@ def read_shard(path: Place, columns: list[str] | None = None) -> pa.Table:
         with _opened(path) as source:
             return pq.read_table(source, columns=columns, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error) from None
 
 
 def read_schema(path: Place) -> pa.Schema:
@@ -168,16 +174,17 @@ def _metadata(path: Place) -> pq.FileMetaData:
         with _opened(path) as source:
             return pq.read_metadata(source)
     except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Place, error: Exception) -> SchemaError | StorageError:
     first = str(error).splitlines()[0]
     # Arrow calls a broken file a bare OSError at times; another try would not mend it.
-    bare = type(error) is OSError and error.errno is None and "AWS Error" not in first
-    broken = isinstance(error, pa.ArrowInvalid) or bare
-    if broken:
+    bare = type(error) is OSError and error.errno is None
+    if (isinstance(error, pa.ArrowInvalid) or bare) and "AWS Error" not in first:
         return SchemaError(f"{path} is not a shard as wanted ({first}); remove it and run the job again")
+    if isinstance(path, S3Path):
+        return s3.arrow_error(path, error)
     return StorageError(f"cannot read {path}: {first}")
 
 

@@ -18,6 +18,7 @@ from rasterio.windows import Window
 from urbancross.errors import ConfigError, TileError, TileSkipped
 
 ENCODINGS = {"JPEG", "PNG", "WEBP"}  # kept byte for byte; others are encoded anew as PNG
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file of either byte order begins, and a BigTIFF
 MAX_SIDE_PX = 8192
 METRES_PER_DEGREE = 111_320.0
 
@@ -50,6 +51,10 @@ def cells(scene: Path, name: str, tile_px: int) -> list[Cell]:
             raster = rasterio.open(scene)
         except RasterioIOError as error:
             raise TileError(f"not a raster: {error}") from error
+        except UnicodeDecodeError as error:
+            raise TileError(
+                "its reference system has a name that is not UTF-8; give it anew with gdal_edit.py -a_srs"
+            ) from error
     with raster:
         if raster.crs is None:
             raise TileError("no coordinate reference system; give one with gdal_edit.py -a_srs")
@@ -123,7 +128,7 @@ def read_image(path: Path) -> bytes:
     """An image file as RGB bytes, proved to decode; JPEG, PNG and WebP of 8-bit RGB are kept as they are.
 
     Raises:
-        TileError: absent, empty, cut short, no image, or too large.
+        TileError: absent, empty, cut short, no image, too large, or of bands or bits that are no colours.
     """
     try:
         data = path.read_bytes()
@@ -150,6 +155,10 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode in ("I", "F"):  # Pillow would cut at 0 and 255: all black or all white
+        raise TileError(
+            "pixels of 32 bits or with a sign, 8 or 16 bits wanted; convert with gdal_translate -ot Byte -scale"
+        )
     if image.mode.startswith("I;16"):  # Pillow's own conversion would turn all above 255 white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return np.asarray(image.convert("RGB"))
@@ -164,10 +173,14 @@ def _opened(data: bytes) -> Image.Image:
                 raise TileError(f"{image.width} x {image.height} px, at most {MAX_SIDE_PX} a side wanted")
             image.load()
     except UnidentifiedImageError:
+        if data.startswith(TIFF):
+            raise TileError(
+                "a TIFF that is broken or of other bands than RGB; convert with gdal_translate -b 1 -b 2 -b 3 -of PNG"
+            ) from None
         raise TileError("not an image") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise TileError(f"too large: {_plain(error)}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises at broken files
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:  # what Pillow raises at broken files
         if isinstance(error, TileError):
             raise
         raise TileError(f"corrupt image: {_plain(error)}") from error

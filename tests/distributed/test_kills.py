@@ -190,7 +190,7 @@ def test_a_table_grows_with_its_source_and_old_shards_stay(archive: Path, whole:
 
 def test_a_stage_stops_when_failures_pass_the_budget_and_goes_on_when_told(archive: Path, whole: dict):
     with pytest.raises(BudgetError, match=r"more than --max-failed 5% allows \(\d × bad image\); mend"):
-        kills.resume(archive, max_failed="5%", pause=0.02)
+        kills.resume(archive, max_failed="5%", pause=0.1, workers=1)
     assert len(kills.digests(archive)) < kills.SHARDS
     kills.check(archive, whole, kills.resume(archive, max_failed="50%"))
 
@@ -208,7 +208,7 @@ def test_a_failed_start_takes_its_claim_back_and_a_finished_one_keeps_it(archive
 def test_a_full_disk_stops_the_run_with_one_line_and_loses_nothing(archive: Path, whole: dict):
     code, _, err = kills.ended(kills.start(archive, failpoints="shard.halfway:2=full"))
     assert code == 1, err
-    assert "No space left on device; free some space or choose another place" in err.splitlines()[-1]
+    assert "No space left on device; free some space" in err.splitlines()[-1]
     kills.check(archive, whole, kills.resume(archive))
 
 

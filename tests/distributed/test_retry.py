@@ -42,7 +42,7 @@ def mended(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_retry_makes_failed_tiles_anew_and_only_them(mended: tuple[Path, Path]):
-    archive, _ = mended
+    archive, home = mended
     before = files(archive / "tiles")
     line = run("retry", archive=str(archive), table="tiles", reason="no such file")
     assert line == "read 30 = written 1 + done before 29 + failed 0"
@@ -54,6 +54,11 @@ def test_retry_makes_failed_tiles_anew_and_only_them(mended: tuple[Path, Path]):
     assert late["image"]
     line = run("retry", archive=str(archive), table="tiles")
     assert line == "read 30 = written 0 + done before 29 + failed 1"  # img/cut.jpg is as broken as before
+    with_cut = home / "img" / "cut.jpg"
+    broken = with_cut.read_bytes()
+    shutil.copy(home / "img" / "lake-0.jpg", with_cut)
+    assert run("retry", archive=str(archive), table="tiles") == "read 30 = written 1 + done before 29 + failed 0"
+    with_cut.write_bytes(broken)
 
 
 def test_a_table_on_top_takes_the_mended_tile_in_as_if_it_had_never_failed(mended: tuple[Path, Path], tmp_path: Path):

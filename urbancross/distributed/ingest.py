@@ -23,6 +23,9 @@ CARRIED = ["domain", "bounds", "crs", "gsd_m", "datetime", "split"]
 class TileReader:
     """Planned files and windows to rows of `tiles`, each image proved to decode."""
 
+    def __init__(self, take_changed: bool) -> None:
+        self.take_changed = take_changed
+
     def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
         planned = tables["plan"].to_pylist()
         rows = schemas.each_tile(planned, self.read)
@@ -33,8 +36,10 @@ class TileReader:
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
         path = Path(row["source"])
-        if row["source_version"] != (now := sources.version_of(path)) and now is not None:
-            raise TileError("the file changed since it was planned; ingest it into a new archive")
+        now = sources.version_of(path)
+        changed = now is not None and row["source_version"] not in (None, now)  # one that was absent may come late
+        if changed and not self.take_changed:
+            raise TileError("the file changed since it was planned; urbancross retry takes it as it is now")
         return {"image": tiles.read_image(path) if row["window"] is None else tiles.read_window(path, row["window"])}
 
 
@@ -51,10 +56,19 @@ class GivenCaptions:
 
 
 def stages(config: IngestConfig) -> list[Stage]:
-    return [
-        Stage("tiles", {"plan": None}, geoparquet(schemas.TILES), TileReader, {}, {"domain": config.domain}),
-        Stage("captions@given", {"plan": ["captions"]}, schemas.CAPTIONS, GivenCaptions, {}, {"engine": "given"}, 2048),
-    ]
+    tiles_stage = Stage(
+        "tiles",
+        {"plan": None},
+        geoparquet(schemas.TILES),
+        TileReader,
+        {"take_changed": False},
+        {"domain": config.domain},
+        on_retry={"take_changed": True},
+    )
+    given = Stage(
+        "captions@given", {"plan": ["captions"]}, schemas.CAPTIONS, GivenCaptions, {}, {"engine": "given"}, 2048
+    )
+    return [tiles_stage, given]
 
 
 def run(config: IngestConfig) -> Balance:
@@ -67,10 +81,10 @@ def run(config: IngestConfig) -> Balance:
     settings["source"] = str(storage.local(config.source))
     with lease.held(archive / "plan"):
         publish_plan(archive, rows, settings, config.shard_tiles)
-    tiles, captions = stages(config)
-    balance = run_stage(archive, tiles, config)
+    read, given = stages(config)
+    balance = run_stage(archive, read, config)
     if any(row["captions"] for row in rows):
-        run_stage(archive, captions, config)
+        run_stage(archive, given, config)
     return balance
 
 

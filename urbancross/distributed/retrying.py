@@ -1,5 +1,6 @@
 """`retry`: the failed rows of a table once more; every other row stays byte for byte as it was read."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -68,6 +69,7 @@ class RetryWorker(StageWorker):
 def run(config: RetryConfig) -> Balance:
     archive = storage.archive(config.archive)
     stage = stage_of(archive, config.table)
+    stage = replace(stage, arguments=stage.arguments | stage.on_retry)
     maker, table = stage.maker(archive), archive / stage.output
     refuse_other_maker(table, maker)
     names = storage.shards(table)

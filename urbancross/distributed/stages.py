@@ -24,6 +24,7 @@ class Stage:
         transform: builds the transform inside an actor, once, from `arguments`; `arguments` holds names and paths.
         settings: what changes the result, kept in every shard's metadata.
         notes: what does not, kept there too.
+        on_retry: arguments that are otherwise when failed tiles are tried again.
     """
 
     output: str
@@ -34,6 +35,7 @@ class Stage:
     settings: dict[str, Any]
     batch_tiles: int = 64
     notes: dict[str, Any] = field(default_factory=dict)
+    on_retry: dict[str, Any] = field(default_factory=dict)
 
     def maker(self, archive: Place) -> dict[str, Any]:
         """What makes the table, as every shard of it will say.

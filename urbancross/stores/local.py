@@ -13,6 +13,7 @@ from urbancross.errors import StorageError
 from urbancross.failpoints import writing
 
 LOCK_DEADLINE_S = 30.0
+FULL = {errno.ENOSPC, errno.EDQUOT}
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -127,7 +128,8 @@ def _temporary(path: Path, data: bytes | memoryview) -> Iterator[Path]:
         if isinstance(error, StorageError):
             raise
         why = "its file system has no hard links" if error.errno in NO_LINKS else error.strerror
-        raise StorageError(f"cannot write {path}: {why}; free some space or choose another place") from error
+        then = "free some space" if error.errno in FULL else "choose another place"
+        raise StorageError(f"cannot write {path}: {why}; {then}, and run the same command again") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ names its writer, and a writer that finds its own name has won.
 
 import functools
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +20,15 @@ from typing import Any
 import boto3
 import pyarrow.fs
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    NoRegionError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 
 from urbancross.errors import ConfigError, StorageError
 from urbancross.failpoints import writing
@@ -30,10 +39,13 @@ PARALLEL_PARTS = 4
 ABSENT = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 REFUSED = {"412", "PreconditionFailed"}
 CROSSED = {"409", "ConditionalRequestConflict", "OperationAborted"}
+CUT = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)  # within a body; botocore asks again before it
 CREDENTIALS = {
-    "403", "AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken",
+    "400", "403",  # of a HEAD, which tells no more
+    "AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken",
     "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
+ARROW_CREDENTIALS = ("ACCESS_DENIED", "ACCESS_KEY", "CLIENT_TOKEN", "EXPIRED", "SIGNATURE", "SKEWED", "status 400")
 
 
 @dataclass(frozen=True, order=True)
@@ -46,7 +58,7 @@ class S3Path:
     @classmethod
     def parse(cls, text: str) -> "S3Path":
         bucket, _, key = text.removeprefix("s3://").partition("/")
-        if not text.startswith("s3://") or not bucket or "@" in bucket or ":" in bucket or "?" in text:
+        if not text.startswith("s3://") or not re.fullmatch(r"[a-zA-Z0-9._-]+", bucket) or "?" in text:
             # the text itself may hold a secret, so it is not repeated
             raise ConfigError("an s3:// place is s3://bucket/prefix; credentials come from the environment")
         return cls(bucket, "/".join(part for part in key.split("/") if part))
@@ -81,13 +93,19 @@ def names(folder: S3Path) -> list[str]:
 def read(path: S3Path) -> tuple[bytes, str] | None:
     """An object's bytes and version, or None when it is absent."""
     with _told("read", path):
-        try:
-            answer = _client().get_object(Bucket=path.bucket, Key=path.key)
-            return answer["Body"].read(), answer["ETag"]
-        except ClientError as error:
-            if _code(error) in ABSENT:
-                return None
-            raise
+        for attempt in range(ATTEMPTS):
+            try:
+                answer = _client().get_object(Bucket=path.bucket, Key=path.key)
+                return answer["Body"].read(), answer["ETag"]
+            except CUT:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(0.1 * 2**attempt)
+            except ClientError as error:
+                if _code(error) in ABSENT:
+                    return None
+                raise
+    raise AssertionError("unreachable")
 
 
 def create(path: S3Path, data: bytes | memoryview) -> str | None:
@@ -118,12 +136,9 @@ def modified_s(path: S3Path) -> float:
 def age_s(path: S3Path) -> float:
     """Seconds since an object was last written, by the server's clock on both sides."""
     with _told("read", path):
-        try:
-            answer = _client().head_object(Bucket=path.bucket, Key=path.key)
-        except ClientError as error:
-            if _code(error) in ABSENT:
-                return float("inf")
-            raise
+        answer = _head(path)
+    if answer is None:
+        return float("inf")
     now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
     return (now - answer["LastModified"]).total_seconds()
 
@@ -159,8 +174,14 @@ def _put(path: S3Path, data: bytes | memoryview, **condition: str) -> str | None
                 return made
             except ClientError as error:
                 if condition and _code(error) in REFUSED | ABSENT:
-                    return _won(path, writer)
-                if _code(error) not in CROSSED or attempt == ATTEMPTS - 1:
+                    there = _head(path)
+                    if there is not None:  # ours, where the answer to an earlier try was lost
+                        return there["ETag"] if there["Metadata"].get("writer") == writer else None
+                    if "IfMatch" in condition:
+                        return None
+                elif _code(error) not in CROSSED:
+                    raise
+                if attempt == ATTEMPTS - 1:
                     raise
                 time.sleep(0.1 * 2**attempt)
     raise AssertionError("unreachable")
@@ -195,15 +216,13 @@ def _put_in_parts(path: S3Path, data: bytes | memoryview, writer: str, condition
         raise
 
 
-def _won(path: S3Path, writer: str) -> str | None:
-    """Whether the object that stands in our way is our own, written by a try whose answer was lost."""
+def _head(path: S3Path) -> dict[str, Any] | None:
     try:
-        found = _client().head_object(Bucket=path.bucket, Key=path.key)
+        return _client().head_object(Bucket=path.bucket, Key=path.key)
     except ClientError as error:
         if _code(error) in ABSENT:
             return None
         raise
-    return found["ETag"] if found["Metadata"].get("writer") == writer else None
 
 
 @contextmanager
@@ -216,15 +235,27 @@ def _told(doing: str, path: S3Path) -> Iterator[None]:
         if code == "NoSuchBucket":
             raise ConfigError(f"{path}: no such bucket; make it, or check the name and AWS_ENDPOINT_URL") from None
         if code in CREDENTIALS:
-            raise StorageError(
-                f"cannot {doing} {path}: the credentials in the environment were refused ({code}); "
-                "renew them and run the same command again"
-            ) from None
+            raise StorageError(f"cannot {doing} {path}: {_refused(code)}") from None
         raise StorageError(f"cannot {doing} {path}: the service answered {code}; run the same command again") from None
     except (NoCredentialsError, NoRegionError) as error:
         raise ConfigError(f"{path}: {error}; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION") from None
     except BotoCoreError as error:
         raise StorageError(f"cannot {doing} {path}: {str(error).splitlines()[0]}; run the same command again") from None
+
+
+def arrow_error(path: S3Path, error: Exception) -> StorageError:
+    """What Arrow says of a request that failed, in the words of `_told`; it adds the service's own, which are left."""
+    if isinstance(error, FileNotFoundError):
+        return StorageError(f"cannot read {path}: there is no such object; make it again")
+    found = re.search(r"AWS Error (.+? operation)", str(error))
+    code = found[1] if found else type(error).__name__  # "ACCESS_DENIED during HeadObject operation"
+    if any(sign in code for sign in ARROW_CREDENTIALS):
+        return StorageError(f"cannot read {path}: {_refused(code)}")
+    return StorageError(f"cannot read {path}: the service answered {code}; run the same command again")
+
+
+def _refused(code: str) -> str:
+    return f"the credentials in the environment were refused ({code}); renew them and run the same command again"
 
 
 def _code(error: ClientError) -> str:
@@ -242,7 +273,7 @@ def _region() -> str | None:
 
 @functools.cache
 def _client() -> Any:
-    settings = Config(retries={"mode": "standard", "max_attempts": ATTEMPTS}, connect_timeout=10, read_timeout=60)
+    settings = Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, connect_timeout=10, read_timeout=60)
     return boto3.client("s3", endpoint_url=_endpoint(), region_name=_region(), config=settings)
 
 
