@@ -1,6 +1,5 @@
 """Tables of an archive, read: which there are, what made them, and shards of several side by side."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,17 +94,19 @@ def fingerprint_of(archive: Place, table: str) -> dict[str, Any]:
 
 def claimed(table: Place) -> dict[str, Any] | None:
     """What the maker of a table wrote beside its shards; None where nobody did."""
-    found = storage.read(table / MAKER)
-    return None if found is None else json.loads(found[0])
+    return _json(table / MAKER)
 
 
 def row_counts(archive: Place, table: str, names: Sequence[str]) -> dict[str, int]:
     """Rows of shards: the plan says it of all at once; of a shard that nobody planned, its own footer."""
-    found = storage.read(archive / "plan" / ROWS)
-    planned = {} if found is None else json.loads(found[0])
+    planned = _json(archive / "plan" / ROWS) or {}
     others = [name for name in names if name not in planned]
     footers = dict(zip(others, storage.row_counts(archive / table, others), strict=True))
     return {name: planned[name] if name in planned else footers[name] for name in names}
+
+
+def _json(place: Place) -> dict[str, Any] | None:
+    return storage.read_json(place, "table") if storage.exists(place) else None
 
 
 def digest_of(archive: Place, table: str) -> str:

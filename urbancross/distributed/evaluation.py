@@ -1,9 +1,11 @@
 """`evaluate`: the tiles and captions of one split, encoded on Ray Data actors, and their retrieval recall."""
 
+import os
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 
 from urbancross import metrics, storage
 from urbancross.config import EvaluateConfig
@@ -11,7 +13,7 @@ from urbancross.distributed.session import connect
 from urbancross.distributed.tables import check_source, map_shards
 from urbancross.distributed.watch import counted
 from urbancross.embedding import embed_tiles
-from urbancross.errors import ConfigError
+from urbancross.errors import ConfigError, WorkerError
 from urbancross.models import checkpoints
 from urbancross.pairs import text_key
 from urbancross.runs import Balance, count_failures
@@ -30,6 +32,9 @@ class PairEncoder:
         self.embedded = embeddings_by(archive, model.fingerprint)
 
     def work(self, name: str) -> dict[str, Any]:
+        orders = ray.get(self.watch.start.remote(name, f"process {os.getpid()}"))
+        if orders.stop is not None:
+            raise WorkerError(orders.stop)
         tables = read_aligned(self.archive, {"tiles": ["image", "split"], self.captions: ["captions"]}, name)
         tiles, captions = tables["tiles"], tables[self.captions]["captions"].to_pylist()
         in_split = [split == self.config.split for split in tiles["split"].to_pylist()]
@@ -40,7 +45,7 @@ class PairEncoder:
         vectors = self.vectors(name, tiles.take(pa.array(use)), use)
         texts = [text for i in use for text in captions[i]]
         read = self.encoder.encode_texts(texts)
-        self.watch.add.remote(tiles.num_rows)
+        self.watch.finish.remote(name, tiles.num_rows)
         return {
             "shard": name,
             "read": tiles.num_rows,

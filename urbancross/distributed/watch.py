@@ -120,15 +120,20 @@ class Watch:
 
     def went_on(self, name: str, done: int, at: tuple[int, int] | None = None) -> None:
         """A worker has `done` rows of a shard behind it and, in a careful attempt, is about to work on rows `at`."""
-        shard = self.shards[name]
-        shard.at, self.heard = at, time.monotonic()
+        self.heard = time.monotonic()
+        shard = self.shards.get(name)
+        if shard is None:  # a late word of a worker that was taken for dead
+            return
+        shard.at = at
         if done > shard.done:
             shard.done, self.deaths_in_a_row = done, 0
 
     def publishing(self, name: str) -> None:
         """All rows are done; the shard is on its way to the disk."""
-        self.went_on(name, self.shards[name].done)
-        self.on_the_way.add(name)
+        self.heard = time.monotonic()
+        if name in self.shards:
+            self.shards[name].at = None
+            self.on_the_way.add(name)
 
     def finish(self, name: str, rows: int) -> None:
         """A shard is published, or was before."""
@@ -136,6 +141,7 @@ class Watch:
         self.shards.pop(name, None)
         self.on_the_way.discard(name)
         self.finished += rows
+        self.deaths_in_a_row = 0
 
     def stop(self, why: str) -> None:
         """Tell workers to take no further shard."""
