@@ -130,7 +130,7 @@ def shards(table: Place) -> list[str]:
 
 def exists(place: Place) -> bool:
     """Whether there is an object of this name."""
-    return age_s(place) != float("inf")
+    return _store(place).exists(place)
 
 
 def read(place: Place) -> tuple[bytes, str] | None:
@@ -291,10 +291,22 @@ def read_json(path: Place, what: str) -> Any:
     """
     if isinstance(path, Path) and path.is_dir():
         raise ConfigError(f"{what} {path} cannot be read: it is a folder; give a JSON file")
+    found = json_or_none(path, what)
+    if found is None:
+        raise ConfigError(f"{what} {path}: no such file; check the path")
+    return found
+
+
+def json_or_none(path: Place, what: str) -> Any:
+    """A JSON file, or None when it is absent.
+
+    Raises:
+        ConfigError: the file is not JSON.
+    """
+    found = read(path)
+    if found is None:
+        return None
     try:
-        found = read(path)
-        if found is None:
-            raise ConfigError(f"{what} {path}: no such file; check the path")
         return json.loads(found[0].decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{what} {path} is not JSON ({error}); mend or replace it") from None

@@ -94,19 +94,15 @@ def fingerprint_of(archive: Place, table: str) -> dict[str, Any]:
 
 def claimed(table: Place) -> dict[str, Any] | None:
     """What the maker of a table wrote beside its shards; None where nobody did."""
-    return _json(table / MAKER)
+    return storage.json_or_none(table / MAKER, "table")
 
 
 def row_counts(archive: Place, table: str, names: Sequence[str]) -> dict[str, int]:
     """Rows of shards: the plan says it of all at once; of a shard that nobody planned, its own footer."""
-    planned = _json(archive / "plan" / ROWS) or {}
+    planned = storage.json_or_none(archive / "plan" / ROWS, "table") or {}
     others = [name for name in names if name not in planned]
     footers = dict(zip(others, storage.row_counts(archive / table, others), strict=True))
     return {name: planned[name] if name in planned else footers[name] for name in names}
-
-
-def _json(place: Place) -> dict[str, Any] | None:
-    return storage.read_json(place, "table") if storage.exists(place) else None
 
 
 def digest_of(archive: Place, table: str) -> str:

@@ -83,6 +83,10 @@ def modified_s(path: Path) -> float:
     return path.stat().st_mtime
 
 
+def exists(path: Path) -> bool:
+    return path.is_file()
+
+
 def age_s(path: Path) -> float:
     """Seconds since a file was last written, by the file system's own clock on both sides."""
     probe = path.parent / f".{uuid.uuid4().hex}.tmp"

@@ -133,6 +133,11 @@ def modified_s(path: S3Path) -> float:
         return _client().head_object(Bucket=path.bucket, Key=path.key)["LastModified"].timestamp()
 
 
+def exists(path: S3Path) -> bool:
+    with _told("read", path):
+        return _head(path) is not None
+
+
 def age_s(path: S3Path) -> float:
     """Seconds since an object was last written, by the server's clock on both sides."""
     with _told("read", path):
