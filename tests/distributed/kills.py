@@ -1,5 +1,6 @@
 """What the tests of kills share: the stand-in as a program and in this process, and the oracle."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import pyarrow.dataset
+import ray
 from ray import cloudpickle
 
 from urbancross import storage
@@ -39,10 +41,16 @@ TABLE = stand_in.TABLE
 
 
 def start(archive: Path, *flags: str, failpoints: str = "", **environment: str) -> subprocess.Popen[str]:
-    """The stand-in as a program of its own; its failpoints fire once, and leave a mark in `archive/../once`."""
+    """The stand-in as a program of its own, on the session that all tests share if there is one.
+
+    Its failpoints fire once, and leave a mark in `archive/../once`.
+    """
     once = archive.parent / "once"
     once.mkdir(exist_ok=True)
-    told = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
+    told = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if ray.is_initialized():  # which saves each program the start of a Ray of its own
+        told["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    told |= environment
     if failpoints:
         told |= {"URBANCROSS_FAILPOINTS": failpoints, "URBANCROSS_FAILPOINTS_ONCE": str(once)}
     command = [sys.executable, str(PROGRAM), "--archive", str(archive), *flags]
@@ -72,12 +80,6 @@ def until(is_so: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-def family(process: int) -> list[psutil.Process]:
-    """A process and all that came of it: Ray's daemons and workers."""
-    first = psutil.Process(process)
-    return [first, *first.children(recursive=True)]
-
-
 def readable_rows(archive: Path) -> int:
     """What a reader of another program makes of the table as it is now."""
     if not storage.shards(archive / TABLE):
@@ -91,3 +93,13 @@ def check(archive: Path, whole: dict[str, str], balance: Balance) -> None:
     assert balance.balances
     assert balance.read == readable_rows(archive) == SHARDS * TILES
     assert [name for name in os.listdir(archive / TABLE) if name.endswith(".tmp")] == []
+
+
+def workers_since(moment: float) -> list[psutil.Process]:
+    """Workers of stages that started after a moment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.create_time() >= moment and "MapBatches(Replica)" in " ".join(process.cmdline()):
+                found.append(process)
+    return found

@@ -9,6 +9,7 @@ in `--evil` do to their worker what models do at times.
 import ctypes
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from urbancross import cli, lease, schemas, storage
 from urbancross.config import StageConfig
@@ -76,6 +78,12 @@ def stages(config: StandInConfig) -> list[Stage]:
     return [Stage(TABLE, {"tiles": ["image"]}, PAYLOADS, Hasher, told, {"hash": "sha256"}, config.batch_tiles)]
 
 
+def join(address: str) -> None:
+    """Join a cluster whose workers get this program's failpoints."""
+    told = {name: value for name, value in os.environ.items() if name.startswith("URBANCROSS_FAILPOINTS")}
+    ray.init(address, runtime_env={"env_vars": told}, logging_level=logging.ERROR, log_to_driver=False)
+
+
 def run(config: StandInConfig) -> Balance:
     lease.SILENT_S, lease.RENEW_S = config.patience, min(config.patience / 4, 10)
     if folder := os.environ.get("URBANCROSS_FAILPOINTS_ONCE"):
@@ -102,5 +110,7 @@ def make_archive(archive: Place, shards: int = 4, tiles: int = 10, first: int = 
 
 
 if __name__ == "__main__":
+    if address := os.environ.get("RAY_ADDRESS"):
+        join(address)
     cli.VERBS["stand-in"] = cli.Verb(StandInConfig, "__main__:run")
     cli.main("stand-in", sys.argv[1:])

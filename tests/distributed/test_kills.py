@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from urbancross import lease, storage
@@ -42,10 +43,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> dict[s
 RUN_KILLED = {
     "while the model is loaded": "worker.load=kill-run",
     "before a write": "shard.before:2=kill-run",
-    "in the middle of a write": "shard.halfway:2=kill-run",
+    "in the middle of a shard's write": "shard.halfway:2=kill-run",
     "after the file is safe, before it has its name": "shard.written:2=kill-run",
     "after it has its name": "shard.named:2=kill-run",
-    "after a shard is published, before the driver hears of it": "worker.published:2=kill-run",
+    "after a shard is published, before that is said": "worker.published:2=kill-run",
     "before the lease is let go": "lease.before-release=kill-run",
 }
 WORKER_KILLED = {
@@ -56,8 +57,13 @@ WORKER_KILLED = {
     "after the write, before its name": "shard.written=kill",
     "after the shard is published, before its result is returned": "worker.published=kill",
 }
-CORE = {"in the middle of a write", "after the file is safe, before it has its name", "before the lease is let go",
-        "in the middle of a batch", "after the shard is published, before its result is returned"}  # fmt: skip
+CORE = {
+    "in the middle of a shard's write",
+    "after the file is safe, before it has its name",
+    "before the lease is let go",
+    "in the middle of a batch",
+    "after the shard is published, before its result is returned",
+}
 
 
 def cases(table: dict[str, str]) -> list:
@@ -99,6 +105,10 @@ def test_of_two_drivers_on_one_table_one_works_and_the_other_says_who(archive: P
     kills.check(archive, whole, kills.resume(archive))
 
 
+def _is_stopped(process: psutil.Process) -> bool:
+    return process.status() == psutil.STATUS_STOPPED
+
+
 def when_silent(archive: Path, patience: float) -> Balance:
     """Run the same command again and again until the silent holder of the lease is taken for dead."""
     deadline = time.monotonic() + kills.DEADLINE_S
@@ -112,15 +122,17 @@ def when_silent(archive: Path, patience: float) -> Balance:
 
 def test_a_zombie_that_wakes_up_after_it_was_replaced_changes_nothing(archive: Path, whole: dict):
     """One writer is stopped with its file safe but nameless, then its whole run; a second run does all; both wake."""
+    began = time.time()
     zombie = kills.start(archive, "--patience", "3", failpoints="shard.written:2=stop")
     kills.until(lambda: (archive.parent / "once" / "shard.written.fired").exists(), "the writer to stop")
-    family = kills.family(zombie.pid)
-    for process in family:
-        process.suspend()
+    stopped = [psutil.Process(zombie.pid)]
+    stopped[0].suspend()
+    kills.until(lambda: any(_is_stopped(worker) for worker in kills.workers_since(began)), "the stopped writer")
+    stopped += filter(_is_stopped, kills.workers_since(began))
     balance = when_silent(archive, patience=3)
     kills.check(archive, whole, balance)
     times = {name: (archive / kills.TABLE / name).stat().st_mtime_ns for name in whole}
-    for process in reversed(family):
+    for process in reversed(stopped):
         process.resume()
     code, _, err = kills.ended(zombie)
     assert code == 1, err
@@ -181,6 +193,7 @@ def test_workers_that_all_die_end_the_stage_instead_of_dying_for_ever(archive: P
     assert not storage.shards(archive / kills.TABLE)
 
 
+@pytest.mark.slow
 def test_a_table_grows_with_its_source_and_old_shards_stay(archive: Path, whole: dict):
     kills.resume(archive)
     kills.stand_in.make_archive(archive, 1, kills.TILES, first=kills.SHARDS)

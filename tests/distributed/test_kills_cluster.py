@@ -53,15 +53,6 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
-def workers_since(moment: float) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.create_time() >= moment and "MapBatches(Replica)" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_is_killed_and_when_the_table_ends_as_if_nothing_was(
     seed: int, cluster: Cluster, archive: Path, whole: dict
@@ -70,11 +61,11 @@ def test_whatever_is_killed_and_when_the_table_ends_as_if_nothing_was(
     for _ in range(rng.randint(1, 3)):
         began = time.time()
         run = kills.start(archive, "--pause", "0.05", RAY_ADDRESS=cluster.address)
-        kills.until(lambda: workers_since(began) or run.poll() is not None, "workers")  # noqa: B023
+        kills.until(lambda: kills.workers_since(began) or run.poll() is not None, "workers")  # noqa: B023
         time.sleep(rng.uniform(0, 3))
-        victims = workers_since(began)
+        victims = kills.workers_since(began)
         if victims and rng.random() < 0.5:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 rng.choice(victims).kill()
             time.sleep(rng.uniform(0, 2))
         run.kill()

@@ -19,9 +19,17 @@ OBJECT_STORE_BYTES = 512 << 20
 
 
 def connect() -> None:
-    """Join the cluster of `RAY_ADDRESS` (set inside `ray job submit`), or start a local one; once per process."""
-    if ray.is_initialized():
-        return
+    """Use the session there is, join the cluster of `RAY_ADDRESS` (set by `ray job submit`), or start a local one."""
+    if not ray.is_initialized():
+        _start()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # progress is told in tiles, by the watch
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def _start() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side calls routine matters errors, on stderr
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -34,11 +42,6 @@ def connect() -> None:
             ray.init(
                 address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet
             )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # progress is told in tiles, by the watch
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
 def require_resources(wanted: WorkersConfig) -> None:
