@@ -34,7 +34,22 @@ def test_balances_add_by_column_and_keep_the_files_of_both():
 
 def test_failures_are_told_apart_by_how_they_begin():
     counts = runs.count_failures([None, "skipped:blank", "failed:truncated", None, "failed:skipped:odd", "skipped:x"])
+    assert counts.pop("reasons") == {"truncated": 1, "skipped": 1}
     assert counts == {"written": 2, "skipped": 2, "failed": 2}
+
+
+def test_failures_of_one_kind_are_counted_together_whatever_differs_from_tile_to_tile():
+    failures = ["failed:20000 x 3 px, at most 8192 a side wanted", "failed:9000 x 7 px, at most 8192 a side wanted"]
+    failures += ["failed:corrupt image: broken data stream (-2)", "failed:corrupt image: image file is truncated"]
+    counts = runs.count_failures([*failures, "skipped:blank", None])
+    assert runs.most_common(counts["reasons"]) == "2 × n x n px, at most n a side wanted, 2 × corrupt image"
+
+
+def test_a_budget_is_a_share_of_the_tiles_or_a_count_of_them():
+    assert runs.allowed_failures("5%", 200) == 10
+    assert runs.allowed_failures("0.5%", 200) == 1
+    assert runs.allowed_failures("7", 200) == 7
+    assert runs.allowed_failures(None, 200) is None
     assert runs.count_failures([]) == {"written": 0, "skipped": 0, "failed": 0}
 
 

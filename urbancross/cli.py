@@ -1,6 +1,7 @@
 """The table of verbs, and the one way into each: flags, run, balance line, exit code."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> Non
             print(f"urbancross {verb}: no such verb; one of {', '.join(VERBS)}", file=sys.stderr)
             sys.exit(BAD_INPUT)
     config = settings.from_command_line(VERBS[verb].kind, arguments, program)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a verb as Ctrl-C does
     try:
         call(verb, config)
     except (ConfigError, SchemaError, CheckpointError) as error:

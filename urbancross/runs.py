@@ -53,20 +53,19 @@ def count_failures(failures: list[str | None]) -> dict[str, Any]:
     """Written, skipped and failed among the `failure` column of rows, and how often each `reason`."""
     skipped = sum(1 for failure in failures if failure is not None and failure.startswith("skipped:"))
     failed = sum(1 for failure in failures if failure is not None) - skipped
-    reasons = Counter(map(reason, filter(None, failures))) if failed else Counter[str]()
+    reasons = Counter(reason(failure) for failure in failures if failure is not None and failure.startswith("failed:"))
     return {"written": len(failures) - skipped - failed, "skipped": skipped, "failed": failed, "reasons": reasons}
 
 
 def reason(failure: str) -> str:
-    """The kind of a failure, without what differs from tile to tile; empty for what was skipped."""
-    kind, _, text = failure.partition(":")
-    return re.sub(r"\d[\d.,]*", "n", re.split(r"[:;(]", text)[0]).strip()[:60] if kind == "failed" else ""
+    """The kind of a failure, without what differs from tile to tile."""
+    text = re.split(r"[:;(]", failure.removeprefix("failed:"))[0]
+    return re.sub(r"\d[\d.,]*", "n", text).strip()[:60]
 
 
 def most_common(reasons: Counter[str]) -> str:
     """`10 × no such file, 2 × corrupt image`."""
-    told = [(text, count) for text, count in reasons.most_common(6) if text]
-    return ", ".join(f"{count:,} × {text}" for text, count in told[:5])
+    return ", ".join(f"{count:,} × {text}" for text, count in reasons.most_common(5))
 
 
 def allowed_failures(told: str | None, tiles: int) -> float | None:

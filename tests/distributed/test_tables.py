@@ -120,8 +120,9 @@ def test_workers_that_would_take_every_cpu_are_fewer_and_that_is_said(archive: P
 
 def test_what_this_machine_can_never_give_is_refused_rather_than_waited_for(archive: Path):
     with pytest.raises(ConfigError, match="a worker wants 1 CPU and 1 GPU, this machine offers"):
-        run("segment", archive=str(archive), engine="grid", workers=1, max_area=0.5, gpus_per_worker=1)
-    assert not storage.names(archive / "segments@grid" / "x")
+        run("embed", archive=str(archive), checkpoint="starter", workers=1, gpus_per_worker=1)
+    assert not storage.shards(archive / "embeddings@starter")
+    assert not (archive / "embeddings@starter" / ".made-by.json").exists()
 
 
 def test_a_table_of_another_program_is_refused_by_name(tmp_path: Path):

@@ -33,6 +33,7 @@ def _start() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side calls routine matters errors, on stderr
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    before = signal.getsignal(signal.SIGTERM)
     with _stderr_closed():  # where that C++ side says that it took the level
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)
@@ -42,6 +43,8 @@ def _start() -> None:
             ray.init(
                 address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet
             )
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # a local Ray takes the signal for itself
 
 
 def require_resources(wanted: WorkersConfig) -> None:

@@ -7,6 +7,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,30 +142,31 @@ class StallGuard:
     def __init__(self, seconds: float, run: str) -> None:
         self.seconds = seconds
         self.folder = Path(tempfile.gettempdir()) / f"urbancross-{run}"
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        self.file = open(self.folder / f"{os.getpid()}.txt", "w+")  # noqa: SIM115  # lives as long as the process
+        self.path = self.folder / f"{os.getpid()}.txt"
 
-    def at(self, name: str) -> "StallGuard":
-        self.file.seek(0)
-        self.file.truncate()
-        self.file.write(f"{name}\n")
-        self.file.flush()
-        return self
+    @contextmanager
+    def at(self, name: str) -> Iterator[None]:
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        with open(self.path, "w") as self.file:
+            self.file.write(f"{name}\n")
+            self.file.flush()
+            self.went_on()
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        self.path.unlink()
+        with suppress(OSError):  # another worker is at work
+            self.folder.rmdir()
 
     def went_on(self) -> None:
         faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
 
-    def __enter__(self) -> None:
-        self.went_on()
-
-    def __exit__(self, *_: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
-
     def left_by_the_last(self, name: str) -> str | None:
-        """The stacks of a process that was ended at this shard."""
+        """The stacks of a process that was ended at this shard, if it was for that."""
         for file in self.folder.glob("*.txt"):
             shard, _, text = file.read_text(errors="replace").partition("\n")
-            if shard == name and text.startswith("Timeout ("):
+            if shard == name:
                 file.unlink()
-                return text
+                return text if text.startswith("Timeout (") else None
         return None
