@@ -50,7 +50,7 @@ def test_a_budget_is_a_share_of_the_tiles_or_a_count_of_them():
     assert runs.allowed_failures("0.5%", 200) == 1
     assert runs.allowed_failures("7", 200) == 7
     assert runs.allowed_failures(None, 200) is None
-    assert runs.count_failures([]) == {"written": 0, "skipped": 0, "failed": 0}
+    assert runs.count_failures([]) == {"written": 0, "skipped": 0, "failed": 0, "reasons": {}}
 
 
 def test_recorded_runs_come_back_oldest_first_with_their_stage(tmp_path):
