@@ -35,7 +35,7 @@ import ray
 from PIL import Image
 
 from urbancross import schemas, storage
-from urbancross.config import WorkersConfig
+from urbancross.config import MakerConfig
 from urbancross.distributed.session import connect
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import map_shards, run_stage
@@ -96,7 +96,7 @@ class Transform:
 
 
 def stage(archive: Path, model: str, workers: int) -> str:
-    return str(run_stage(archive, stage_of(model), WorkersConfig(workers=workers)))
+    return str(run_stage(archive, stage_of(model), MakerConfig(workers=workers)))
 
 
 def stage_of(model: str) -> Stage:
@@ -126,7 +126,7 @@ def loop(archive: Path, model: str, workers: int) -> None:
 
 def without_promise(archive: Path, model: str, workers: int) -> None:
     names, told = storage.shards(archive / "tiles"), (archive, model, "made@without_promise")
-    for _ in map_shards(names, PlainWorker, told, WorkersConfig(workers=workers)):
+    for _ in map_shards(names, PlainWorker, told, MakerConfig(workers=workers)):
         pass
 
 

@@ -6,7 +6,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -57,13 +65,25 @@ class WorkersConfig(Config):
     """CPUs that one actor asks of Ray."""
     gpus_per_worker: NonNegativeFloat = 0
     """GPUs, or a share of one, that one actor asks of Ray."""
-    max_failed: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?%$|^\d+$")
-    """Stop when more tiles fail, such as 5% or 100; default: go on."""
-    stall_minutes: PositiveFloat = 30
+    stall_minutes: float = Field(default=30, gt=0, le=100_000)
     """End a worker that makes no step for so long; its tiles are tried again, and left out if it is them."""
 
 
-class StageConfig(ArchiveConfig, WorkersConfig):
+class MakerConfig(WorkersConfig):
+    """What every verb has that makes a table on the way."""
+
+    max_failed: str | None = None
+    """Stop when more tiles fail, such as 5% or 100; default: go on."""
+
+    @field_validator("max_failed")
+    @classmethod
+    def _is_budget(cls, told: str | None) -> str | None:
+        if told is not None and not re.fullmatch(r"\d+(\.\d+)?%|\d+", told):
+            raise ValueError("want a share such as 5% or a count such as 100")
+        return told
+
+
+class StageConfig(ArchiveConfig, MakerConfig):
     """What every verb has that makes a table."""
 
 
@@ -139,7 +159,7 @@ class EmbedConfig(StageConfig):
     """Where an actor computes."""
 
 
-class TrainingConfig(WorkersConfig):
+class TrainingConfig(MakerConfig):
     """What pretrain and adapt have in common."""
 
     captions: str | None = None
@@ -247,7 +267,7 @@ class AdaptConfig(TrainingConfig):
     """Strength of the gradient reversal at the end of its ramp."""
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(ArchiveConfig, WorkersConfig):
     """Retrieval recall of a checkpoint on one split of an archive, by a named protocol."""
 
     checkpoint: str
@@ -279,7 +299,7 @@ class RetryConfig(StageConfig):
     """Only tiles whose failure has this text in it."""
 
 
-class VerifyConfig(StageConfig):
+class VerifyConfig(ArchiveConfig, WorkersConfig):
     """Check the tables of an archive: schema, counts, ids and order, what made them, and a part made once more."""
 
     table: str | None = None

@@ -36,9 +36,7 @@ def find(archive: Place, tile_id: str) -> tuple[str, int]:
                 for name, ids in zip(some, columns, strict=True):
                     if tile_id in ids:
                         return name, ids.index(tile_id)
-    raise ConfigError(
-        f"{archive} has no tile {tile_id}; ids are shown by: urbancross search, or stand in tiles/*.parquet"
-    )
+    raise ConfigError(f"{archive} has no tile {tile_id}; urbancross search --archive {archive} TEXT prints ids")
 
 
 def _ids(shard: Place) -> list[str]:
@@ -63,7 +61,7 @@ def history(archive: Place, tile_id: str) -> list[dict[str, Any]]:
                 "row": row,
                 "state": "planned" if table == "plan" else "done" if failure is None else failure,
                 "published": datetime.fromtimestamp(storage.modified_s(place), UTC).isoformat(timespec="seconds"),
-                "made_by": {"verb": verb_of(table), **maker.get("settings", {})},
+                "made_by": {"verb": verb_of(table) or "another program", **maker.get("settings", {})},
                 "row_holds": {key: _short(value) for key, value in values.items() if key != "tile_id"},
             }
         )

@@ -62,8 +62,8 @@ class Lease:
             if not (holder.get("released") or _has_ended(holder) or silent_s > SILENT_S):
                 raise LeaseError(
                     f"{self.table} is being written by process {holder.get('process')} on {holder.get('host')} "
-                    f"(last sign of life {max(silent_s, 0):.0f} s ago); wait for it or stop it. "
-                    f"After {SILENT_S:.0f} s of silence the same command takes over"
+                    f"(last sign of life {max(silent_s, 0):.0f} s ago); wait for it or stop it, "
+                    f"then run the same command again; after {SILENT_S:.0f} s of silence it takes over"
                 )
             made = storage.swap(self.place, _bytes(self.me), version)
         return made

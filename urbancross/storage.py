@@ -37,7 +37,7 @@ def place(text: str) -> Place:
     Raises:
         ConfigError: neither.
     """
-    return S3Path.parse(text) if text.startswith("s3://") else local(text)
+    return S3Path.parse(text) if text.lower().startswith("s3://") else local(text)
 
 
 def local(text: str) -> Path:
@@ -47,7 +47,7 @@ def local(text: str) -> Path:
         ConfigError: it names another kind of place, or is not UTF-8 and so fits in no table.
     """
     if "://" in text:
-        kind = text.partition("://")[0]
+        kind = text.partition("://")[0][:10]
         raise ConfigError(f"{kind}:// cannot be read here; give a local path (archives may also be s3://bucket/prefix)")
     try:
         path = Path(text).expanduser().absolute()
@@ -196,6 +196,18 @@ def made_by(schema: pa.Schema) -> dict[str, Any]:
 def with_made_by(schema: pa.Schema, maker: dict[str, Any]) -> pa.Schema:
     """`schema` with the settings that made the table, and what else its metadata already holds."""
     return schema.with_metadata({**(schema.metadata or {}), METADATA: json.dumps(maker, sort_keys=True).encode()})
+
+
+def decode_shard(path: Place, data: bytes) -> pa.Table:
+    """The rows of a shard from its bytes.
+
+    Raises:
+        SchemaError: they are no Parquet file.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(data), partitioning=None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
 
 
 def encode_shard(table: pa.Table) -> memoryview:

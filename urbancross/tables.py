@@ -71,15 +71,19 @@ def require_shards(archive: Place, table: str) -> list[str]:
     """
     names = storage.shards(archive / table)
     if not names:
-        raise ConfigError(
-            f"{archive} has no table {table}; make it with: urbancross {verb_of(table)} --archive {archive} ..."
-        )
+        verb = verb_of(table)
+        then = f"make it with: urbancross {verb} --archive {archive} ..." if verb else f"it has {_told(archive)}"
+        raise ConfigError(f"{archive} has no table {table}; {then}")
     return names
 
 
-def verb_of(table: str) -> str:
-    """The verb that makes a table."""
-    return VERBS.get(table) or VERBS.get(table.partition("@")[0], "--help")
+def _told(archive: Place) -> str:
+    return ", ".join(name for name in storage.tables(archive) if storage.shards(archive / name)) or "none yet"
+
+
+def verb_of(table: str) -> str | None:
+    """The verb that makes a table; None for a table of another program."""
+    return VERBS.get(table) or VERBS.get(table.partition("@")[0])
 
 
 def fingerprint_of(archive: Place, table: str) -> dict[str, Any]:
@@ -94,15 +98,27 @@ def fingerprint_of(archive: Place, table: str) -> dict[str, Any]:
 
 def claimed(table: Place) -> dict[str, Any] | None:
     """What the maker of a table wrote beside its shards; None where nobody did."""
-    return storage.json_or_none(table / MAKER, "table")
+    return _own_json(table / MAKER)
 
 
 def row_counts(archive: Place, table: str, names: Sequence[str]) -> dict[str, int]:
     """Rows of shards: the plan says it of all at once; of a shard that nobody planned, its own footer."""
-    planned = storage.json_or_none(archive / "plan" / ROWS, "table") or {}
-    others = [name for name in names if name not in planned]
+    planned = _own_json(archive / "plan" / ROWS) or {}
+    others = [name for name in names if type(planned.get(name)) is not int]
     footers = dict(zip(others, storage.row_counts(archive / table, others), strict=True))
-    return {name: planned[name] if name in planned else footers[name] for name in names}
+    return {name: footers[name] if name in footers else planned[name] for name in names}
+
+
+def _own_json(place: Place) -> dict[str, Any] | None:
+    """What urbancross wrote beside shards, or None.
+
+    Raises:
+        ConfigError: it is something else by now.
+    """
+    found = storage.json_or_none(place, "table")
+    if found is not None and not isinstance(found, dict):
+        raise ConfigError(f"{place} is not what urbancross writes there; remove it and run the same command again")
+    return found
 
 
 def digest_of(archive: Place, table: str) -> str:

@@ -31,9 +31,12 @@ def stage_of(archive: Place, table: str) -> Stage:
         ConfigError: there is no such table, it does not say what made it, or what made it is gone.
     """
     require_shards(archive, table)
-    run = (claimed(archive / table) or {}).get("run", {})
-    kind = {kind.__name__: kind for kind in STAGES}.get(run.get("kind"))
-    if kind is None:
+    if table == "plan":
+        raise ConfigError("the plan is made by ingest alone and has no failures to retry; give another --table")
+    run = (claimed(archive / table) or {}).get("run")
+    kinds = {kind.__name__: kind for kind in STAGES}
+    kind = kinds.get(run.get("kind", "")) if isinstance(run, dict) and isinstance(run.get("config"), dict) else None
+    if run is None or kind is None:
         raise ConfigError(
             f"{archive / table} does not say which run made it; only urbancross's own tables can be redone"
         )

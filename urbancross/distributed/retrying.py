@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from urbancross import lease, storage
@@ -37,7 +36,7 @@ class RetryWorker(StageWorker):
             found = storage.read(place)
             if found is None:
                 raise StorageError(f"{place} is gone; run the job that makes it again")
-            old = pq.read_table(pa.BufferReader(found[0]))
+            old = storage.decode_shard(place, found[0])
             failures = old["failure"].to_pylist()
             inputs = read_aligned(self.archive, {next(iter(self.stage.sources)): []}, name)
             again = [

@@ -19,21 +19,21 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from urbancross import lease, runs, schemas, storage
-from urbancross.config import WorkersConfig
+from urbancross.config import MakerConfig, WorkersConfig
 from urbancross.distributed.session import connect, interruptible, own_error, workers_that_fit
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.watch import watched
 from urbancross.distributed.workers import Replica, ShardWorker, StageWorker
-from urbancross.errors import BudgetError, ConfigError, UrbanCrossError, WorkerError
+from urbancross.errors import BudgetError, ConfigError, SchemaError, UrbanCrossError, WorkerError
 from urbancross.progress import say
 from urbancross.runs import Balance
 from urbancross.storage import Place
-from urbancross.tables import MAKER, claimed, differs, row_counts
+from urbancross.tables import MAKER, ROWS, claimed, differs, row_counts
 
 SETTLE_S = 2.0  # `ray job stop` kills three seconds after it asks
 
 
-def run_stage(archive: Place, stage: Stage, config: WorkersConfig) -> Balance:
+def run_stage(archive: Place, stage: Stage, config: MakerConfig) -> Balance:
     """Make what is missing of a stage's output and count what happened to every tile.
 
     Raises:
@@ -58,6 +58,10 @@ def run_stage(archive: Place, stage: Stage, config: WorkersConfig) -> Balance:
         todo = {name: rows[name] for name in names if name not in done}
         schema = storage.with_made_by(stage.schema, maker)
         made = work_through(archive, stage, todo, StageWorker, (archive, stage, schema), config, held)
+    if made.written + made.skipped + made.failed != sum(todo.values()):
+        raise SchemaError(
+            f"{archive / 'plan' / ROWS} does not fit the shards of {first}; remove it: the shards say their rows, too"
+        )
     return Balance(read=sum(rows.values()), done_before=sum(rows.values()) - sum(todo.values())) + made
 
 
@@ -67,7 +71,7 @@ def work_through(
     rows: dict[str, int],
     worker: Callable[..., ShardWorker],
     arguments: tuple[Any, ...],
-    config: WorkersConfig,
+    config: MakerConfig,
     held: lease.Lease,
 ) -> Balance:
     """Hand shards to workers under a watch, and add up what became of their tiles.
@@ -180,7 +184,7 @@ def refuse_other_maker(table: Place, maker: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def claim(table: Place, maker: dict[str, Any], config: WorkersConfig) -> Iterator[None]:
+def claim(table: Place, maker: dict[str, Any], config: MakerConfig) -> Iterator[None]:
     """Say beside the shards what makes them, before the first; taken back where the block fails before there is one.
 
     Raises:

@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor, nn
 
 from urbancross import runs, storage
-from urbancross.config import TrainingConfig, WorkersConfig
+from urbancross.config import MakerConfig, TrainingConfig
 from urbancross.distributed.features import FeatureTables
 from urbancross.distributed.session import connect, own_error, require_resources
 from urbancross.distributed.watch import counted
@@ -164,7 +164,7 @@ def train(
 
 
 # What does not change the result, and the places, whose content `made_from` tells better than their names.
-NOT_RESULT = {*WorkersConfig.model_fields, "device", "batch_tiles"}
+NOT_RESULT = {*MakerConfig.model_fields, "device", "batch_tiles"}
 PLACES = {"archive", "source", "target", "checkpoint", "model", "out"}
 
 

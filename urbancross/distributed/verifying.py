@@ -19,7 +19,7 @@ from urbancross.distributed.workers import StageWorker
 from urbancross.errors import ConfigError, SchemaError, WorkerError
 from urbancross.runs import Balance
 from urbancross.storage import Place
-from urbancross.tables import claimed, differs, read_aligned, row_counts
+from urbancross.tables import ROWS, claimed, differs, read_aligned, row_counts
 
 TOLERANCE = 1e-3  # of a float made once more: a batch of another size, or another CPU, rounds otherwise
 NO_STAGE = {"plan", "runs", "checkpoints", "index"}
@@ -40,7 +40,11 @@ class VerifyWorker(StageWorker):
         with self.guard.at(name):
             problems, rows = self.problems_of(name)
         self.watch.finish.remote(name, rows)
-        return {"rows": rows, "problems": [f"{self.stage.output}/{name}: {problem}" for problem in problems]}
+        return {
+            "shard": name,
+            "rows": rows,
+            "problems": [f"{self.stage.output}/{name}: {problem}" for problem in problems],
+        }
 
     def problems_of(self, name: str) -> tuple[list[str], int]:
         try:
@@ -90,7 +94,12 @@ def alike(old: Any, new: Any) -> bool:
 def run(config: VerifyConfig) -> Balance:
     archive = storage.archive(config.archive)
     tables = [config.table] if config.table else [name for name in storage.tables(archive) if name not in NO_STAGE]
-    stages = [stage_of(archive, table) for table in tables if config.table or storage.shards(archive / table)]
+    stages = []
+    for table in tables:
+        if config.table or claimed(archive / table) is not None:
+            stages.append(stage_of(archive, table))
+        elif storage.shards(archive / table):
+            print(f"{table}: does not say what made it, left out")
     if not stages:
         raise ConfigError(f"{archive} has no table yet; make one first (see urbancross --help)")
     connect()
@@ -127,6 +136,10 @@ def verify(archive: Place, stage: Stage, config: VerifyConfig) -> tuple[Balance,
         for told in map_shards(names, partial(VerifyWorker, batches), arguments, config):
             wrong = bool(told["problems"])
             problems += told["problems"]
+            if told["rows"] not in (0, rows[told["shard"]]):
+                problems.append(
+                    f"plan/{ROWS}: {told['shard']} has {told['rows']} rows, not {rows[told['shard']]}; remove it"
+                )
             balance += Balance(
                 read=told["rows"], done_before=0 if wrong else told["rows"], failed=told["rows"] if wrong else 0
             )

@@ -1,6 +1,7 @@
 """What runs inside an actor: one shard after the other, published whole, whatever a tile does to the process."""
 
 import faulthandler
+import logging
 import os
 import pickle
 import socket
@@ -24,6 +25,8 @@ from urbancross.failpoints import hit
 from urbancross.runs import count_failures
 from urbancross.storage import Place
 from urbancross.tables import read_aligned
+
+log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 0.25
 
@@ -55,6 +58,9 @@ class Replica:
             return self.worker.work(name)
         except UrbanCrossError as error:
             return error
+        except Exception as error:  # nobody foresaw it; Ray would wrap it in a page of its own words
+            log.exception("shard %s", name)
+            return WorkerError(f"{name}: {type(error).__name__}: {error}; run the same command to go on")
 
 
 class StageWorker:

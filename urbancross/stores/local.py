@@ -92,16 +92,19 @@ def age_s(path: Path) -> float:
     probe = path.parent / f".{uuid.uuid4().hex}.tmp"
     probe.write_bytes(b"")
     try:
-        return probe.stat().st_mtime - path.stat().st_mtime
-    except FileNotFoundError:
-        return float("inf")
+        now = probe.stat().st_mtime
     finally:
         probe.unlink(missing_ok=True)
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def sweep(folder: Path) -> int:
     """Remove what killed writers left; a writer that still lives finds its file gone and stops."""
-    left = [name for name in names(folder) if name.startswith(".") and name.endswith(".tmp")]
+    # Shards alone: another run may be asking for the lease just now.
+    left = [name for name in names(folder) if name.startswith(".") and ".parquet-" in name and name.endswith(".tmp")]
     for name in left:
         (folder / name).unlink(missing_ok=True)
     return len(left)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pyarrow.fs
@@ -245,7 +246,10 @@ def _told(doing: str, path: S3Path) -> Iterator[None]:
     except (NoCredentialsError, NoRegionError) as error:
         raise ConfigError(f"{path}: {error}; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION") from None
     except BotoCoreError as error:
-        raise StorageError(f"cannot {doing} {path}: {str(error).splitlines()[0]}; run the same command again") from None
+        why = str(error).splitlines()[0].partition("?")[0]  # a query may hold a signature
+        raise StorageError(
+            f"cannot {doing} {path}: {why}; check AWS_ENDPOINT_URL and the network, and run the same command again"
+        ) from None
 
 
 def arrow_error(path: S3Path, error: Exception) -> StorageError:
@@ -268,7 +272,13 @@ def _code(error: ClientError) -> str:
 
 
 def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    told = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    parts = urlsplit(told or "")
+    if told and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query):
+        raise ConfigError(
+            "AWS_ENDPOINT_URL: want http://host:port or https://host; credentials have their own variables"
+        )
+    return told
 
 
 def _region() -> str | None:
