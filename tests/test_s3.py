@@ -370,3 +370,15 @@ def lose_and_work_on(table: Place) -> None:
         storage.replace(table / lease.LEASE, ELSEWHERE)
         time.sleep(20)
         pytest.fail("nobody interrupted the main thread")
+
+
+@pytest.mark.parametrize("endpoint", ["http://user:hunter2@127.0.0.1:9", "127.0.0.1:9", "ftp://host", "http://h?key=hunter2"])
+def test_an_endpoint_that_is_none_or_holds_a_secret_is_refused_without_repeating_it(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    s3._client.cache_clear()
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL: want http://host:port") as caught:
+        s3.names(s3.S3Path("bucket", "x"))
+    assert "hunter2" not in str(caught.value)
+    s3._client.cache_clear()

@@ -407,7 +407,7 @@ def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> 
         return CliApp.run(kind, cli_args=others, **texts)
     except ValidationError as error:
         lines = [
-            f"{_flag(problem['loc'])}: {problem['msg']}"
+            f"{_flag(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
             + ("" if problem["type"] == "missing" else f", got {problem['input']!r}")
             for problem in error.errors()
         ]

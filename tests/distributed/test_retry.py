@@ -82,6 +82,36 @@ def test_retry_refuses_what_it_cannot_make_again(mended: tuple[Path, Path]):
         run("retry", archive=str(archive), table="segments@grid")
 
 
+def test_a_shard_that_is_broken_is_named_by_retry_in_one_line(mended: tuple[Path, Path]):
+    shard = mended[0] / "tiles" / "part-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:300])
+    with pytest.raises(SchemaError, match=r"part-00001\.parquet is not a shard as wanted .*; remove it and run"):
+        run("retry", archive=str(mended[0]), table="tiles")
+
+
+@pytest.mark.parametrize("text", ["[]", '{"run": 5}', '{"run": {"kind": "SegmentConfig"}}', "{", "{}"])
+def test_metadata_that_was_edited_by_hand_is_refused_in_one_line(mended: tuple[Path, Path], text: str):
+    (mended[0] / "segments@grid" / ".made-by.json").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        run("retry", archive=str(mended[0]), table="segments@grid")
+    assert "\n" not in str(caught.value)
+    assert ".made-by.json" in str(caught.value) or "segments@grid" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["5", "[]", '{"part-00002.parquet": "x"}', '{"part-00002.parquet": 99}'])
+def test_counts_that_were_edited_by_hand_never_end_in_a_wrong_balance(mended: tuple[Path, Path], text: str):
+    archive = mended[0]
+    (archive / "plan" / ".rows.json").write_text(text)
+    (archive / "segments@grid" / "part-00002.parquet").unlink()
+    try:
+        line = run("segment", archive=str(archive), engine="grid", max_area=1.0, workers=1)
+    except (ConfigError, SchemaError) as error:
+        assert ".rows.json" in str(error)  # noqa: PT017
+        assert "remove it" in str(error)  # noqa: PT017
+    else:
+        assert line == "read 30 = written 7 + done before 23 + failed 0"
+
+
 def test_verify_finds_what_is_wrong_and_where(mended: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     archive, _ = mended
     line = run("verify", archive=str(archive), table="segments@grid")

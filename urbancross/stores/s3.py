@@ -246,7 +246,7 @@ def _told(doing: str, path: S3Path) -> Iterator[None]:
     except (NoCredentialsError, NoRegionError) as error:
         raise ConfigError(f"{path}: {error}; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION") from None
     except BotoCoreError as error:
-        why = str(error).splitlines()[0].partition("?")[0]  # a query may hold a signature
+        why = str(error).splitlines()[0].partition("?")[0].replace('"', "")  # a query may hold a signature
         raise StorageError(
             f"cannot {doing} {path}: {why}; check AWS_ENDPOINT_URL and the network, and run the same command again"
         ) from None
