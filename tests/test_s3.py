@@ -372,7 +372,9 @@ def lose_and_work_on(table: Place) -> None:
         pytest.fail("nobody interrupted the main thread")
 
 
-@pytest.mark.parametrize("endpoint", ["http://user:hunter2@127.0.0.1:9", "127.0.0.1:9", "ftp://host", "http://h?key=hunter2"])
+@pytest.mark.parametrize(
+    "endpoint", ["http://user:hunter2@127.0.0.1:9", "127.0.0.1:9", "ftp://host", "http://h?key=hunter2"]
+)
 def test_an_endpoint_that_is_none_or_holds_a_secret_is_refused_without_repeating_it(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ):

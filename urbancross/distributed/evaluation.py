@@ -9,9 +9,9 @@ import ray
 
 from urbancross import metrics, storage
 from urbancross.config import EvaluateConfig
+from urbancross.distributed.following import counted
 from urbancross.distributed.session import connect
 from urbancross.distributed.tables import check_source, map_shards
-from urbancross.distributed.watch import counted
 from urbancross.embedding import embed_tiles
 from urbancross.errors import ConfigError, WorkerError
 from urbancross.models import checkpoints

@@ -20,9 +20,9 @@ from ray.exceptions import RayError
 
 from urbancross import lease, runs, schemas, storage
 from urbancross.config import MakerConfig, WorkersConfig
+from urbancross.distributed.following import watched
 from urbancross.distributed.session import connect, interruptible, own_error, workers_that_fit
 from urbancross.distributed.stages import Stage
-from urbancross.distributed.watch import watched
 from urbancross.distributed.workers import Replica, ShardWorker, StageWorker
 from urbancross.errors import BudgetError, ConfigError, SchemaError, UrbanCrossError, WorkerError
 from urbancross.progress import say

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from urbancross import runs, storage
 from urbancross.config import MakerConfig, TrainingConfig
 from urbancross.distributed.features import FeatureTables
+from urbancross.distributed.following import counted
 from urbancross.distributed.session import connect, own_error, require_resources
-from urbancross.distributed.watch import counted
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder

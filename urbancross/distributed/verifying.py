@@ -10,11 +10,11 @@ import ray
 
 from urbancross import schemas, storage
 from urbancross.config import VerifyConfig
+from urbancross.distributed.following import watched
 from urbancross.distributed.rebuilding import stage_of
 from urbancross.distributed.session import connect, interruptible
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import map_shards
-from urbancross.distributed.watch import watched
 from urbancross.distributed.workers import StageWorker
 from urbancross.errors import ConfigError, SchemaError, WorkerError
 from urbancross.runs import Balance
