@@ -32,7 +32,7 @@ class PairEncoder:
         self.embedded = embeddings_by(archive, model.fingerprint)
 
     def work(self, name: str) -> dict[str, Any]:
-        orders = ray.get(self.watch.start.remote(name, f"process {os.getpid()}"))
+        orders = ray.get(self.watch.start.remote(f"evaluate/{name}", f"process {os.getpid()}"))
         if orders.stop is not None:
             raise WorkerError(orders.stop)
         tables = read_aligned(self.archive, {"tiles": ["image", "split"], self.captions: ["captions"]}, name)
@@ -45,7 +45,7 @@ class PairEncoder:
         vectors = self.vectors(name, tiles.take(pa.array(use)), use)
         texts = [text for i in use for text in captions[i]]
         read = self.encoder.encode_texts(texts)
-        self.watch.finish.remote(name, tiles.num_rows)
+        self.watch.finish.remote(f"evaluate/{name}", tiles.num_rows)
         return {
             "shard": name,
             "read": tiles.num_rows,

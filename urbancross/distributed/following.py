@@ -1,11 +1,11 @@
-"""The driver's side of the watch: the progress it shows, news of workers that died, and what to do when all is silent."""
+"""The driver's side of the watch: progress, news of workers that died, and what to do when all is silent."""
 
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -19,6 +19,10 @@ from urbancross.progress import Meter, meter, say
 from urbancross.storage import Place
 
 STARTING_S = 120.0  # what a worker may take to start, beside --stall-minutes
+
+_last: dict[
+    str, Any
+] = {}  # the watch that this process used last, and in which session; an actor takes a second to start
 
 
 class Follower:
@@ -100,8 +104,15 @@ def watched(archive: Place, table: str, total: int, limit_s: float) -> Iterator[
 
 
 def _new_watch() -> Any:
+    """A watch that knows nothing: the last one of this session, or an actor on this node."""
+    if _last.get("session") == (session := ray.get_runtime_context().get_job_id()):
+        with suppress(RayError):
+            ray.get(_last["watch"].begin.remote())
+            return _last["watch"]
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Watch).options(scheduling_strategy=here).remote()
+    watch = ray.remote(num_cpus=0)(Watch).options(scheduling_strategy=here).remote()
+    _last.update(session=session, watch=watch)
+    return watch
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from urbancross import lease, storage
 from urbancross.config import RetryConfig
@@ -13,7 +12,7 @@ from urbancross.distributed.rebuilding import stage_of
 from urbancross.distributed.session import connect, interruptible
 from urbancross.distributed.tables import refuse_other_maker, work_through
 from urbancross.distributed.workers import StageWorker
-from urbancross.errors import StorageError, WorkerError
+from urbancross.errors import StorageError
 from urbancross.runs import Balance, count_failures
 from urbancross.tables import read_aligned, row_counts
 
@@ -28,9 +27,7 @@ class RetryWorker(StageWorker):
         self.reason = reason
 
     def work(self, name: str) -> dict[str, Any]:
-        orders = ray.get(self.watch.start.remote(name, self.me, self.guard.left_by_the_last(name)))
-        if orders.stop is not None:
-            raise WorkerError(orders.stop)
+        orders = self.take(name)
         place = self.archive / self.stage.output / name
         with self.guard.at(name):
             found = storage.read(place)
@@ -53,10 +50,10 @@ class RetryWorker(StageWorker):
                 counts = count_failures(new["failure"].to_pylist())
                 order = [len(failures) + again.index(row) if row in again else row for row in range(len(failures))]
                 whole = pa.concat_tables([old.cast(new.schema), new]).take(order).combine_chunks()
-                self.watch.publishing.remote(name)
+                self.watch.publishing.remote(self.full(name))
                 if storage.swap(place, storage.encode_shard(whole), found[1]) is None:
                     raise StorageError(f"{place} was replaced by another run meanwhile; run the same command again")
-        self.watch.finish.remote(name, len(failures))
+        self.watch.finish.remote(self.full(name), len(failures))
         return {**counts, "done_before": len(failures) - len(again)}
 
     def is_wanted(self, failure: str | None, upstream: str | None) -> bool:

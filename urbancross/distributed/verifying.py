@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from urbancross import schemas, storage
 from urbancross.config import VerifyConfig
@@ -16,7 +15,7 @@ from urbancross.distributed.session import connect, interruptible
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import map_shards
 from urbancross.distributed.workers import StageWorker
-from urbancross.errors import ConfigError, SchemaError, WorkerError
+from urbancross.errors import ConfigError, SchemaError
 from urbancross.runs import Balance
 from urbancross.storage import Place
 from urbancross.tables import ROWS, claimed, differs, read_aligned, row_counts
@@ -34,12 +33,10 @@ class VerifyWorker(StageWorker):
         self.batches = batches
 
     def work(self, name: str) -> dict[str, Any]:
-        orders = ray.get(self.watch.start.remote(name, self.me, self.guard.left_by_the_last(name)))
-        if orders.stop is not None:
-            raise WorkerError(orders.stop)
+        self.take(name)
         with self.guard.at(name):
             problems, rows = self.problems_of(name)
-        self.watch.finish.remote(name, rows)
+        self.watch.finish.remote(self.full(name), rows)
         return {
             "shard": name,
             "rows": rows,

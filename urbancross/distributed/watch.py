@@ -50,6 +50,10 @@ class Watch:
     """The state behind the actor; a plain class, so that it can be tested without Ray."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last piece of work; a late word on it finds nothing here."""
         self.shards: dict[str, Shard] = {}
         self.finished = 0  # rows of finished shards, and of other work that `add` tells
         self.heard = time.monotonic()
@@ -120,11 +124,11 @@ class Watch:
 
     def finish(self, name: str, rows: int) -> None:
         """A shard is published, or was before."""
-        self.heard = time.monotonic()
-        self.shards.pop(name, None)
-        self.on_the_way.discard(name)
-        self.finished += rows
-        self.deaths_in_a_row = 0
+        if self.shards.pop(name, None) is not None:
+            self.heard = time.monotonic()
+            self.on_the_way.discard(name)
+            self.finished += rows
+            self.deaths_in_a_row = 0
 
     def stop(self, why: str) -> None:
         """Tell workers to take no further shard."""

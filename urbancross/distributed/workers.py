@@ -76,21 +76,34 @@ class StageWorker:
         hit("worker.load")
         return self.stage.transform(**self.stage.arguments)
 
-    def work(self, name: str) -> dict[str, Any]:
-        orders = ray.get(self.watch.start.remote(name, self.me, self.guard.left_by_the_last(name)))
+    def take(self, name: str) -> Orders:
+        """Tell the watch that this worker is at a shard now; what it says to that.
+
+        Raises:
+            WorkerError: nothing more is to be done.
+        """
+        orders = ray.get(self.watch.start.remote(self.full(name), self.me, self.guard.left_by_the_last(name)))
         if orders.stop is not None:
             raise WorkerError(orders.stop)
+        return orders
+
+    def full(self, name: str) -> str:
+        """A shard's name, unlike that of any other table."""
+        return f"{self.stage.output}/{name}"
+
+    def work(self, name: str) -> dict[str, Any]:
+        orders = self.take(name)
         place = self.archive / self.stage.output / name
         if not (orders.careful and storage.exists(place)):  # the one that died may have come to the end
             with self.guard.at(name):
                 out = self.make(name, read_aligned(self.archive, self.stage.sources, name), orders)
-                self.watch.publishing.remote(name)
+                self.watch.publishing.remote(self.full(name))
                 if storage.publish_shard(place, out):
                     hit("worker.published")
-                    self.watch.finish.remote(name, out.num_rows)
+                    self.watch.finish.remote(self.full(name), out.num_rows)
                     return count_failures(out["failure"].to_pylist())
         failures = storage.read_shard(place, ["failure"])["failure"].to_pylist()
-        self.watch.finish.remote(name, len(failures))
+        self.watch.finish.remote(self.full(name), len(failures))
         return count_failures(failures)
 
     def make(self, name: str, sources: dict[str, pa.Table], orders: Orders) -> pa.Table:
@@ -101,9 +114,9 @@ class StageWorker:
         for start, stop in steps(first.num_rows, self.stage.batch_tiles, orders):
             self.guard.went_on()
             if orders.careful:
-                ray.get(self.watch.went_on.remote(name, done, (start, stop)))
+                ray.get(self.watch.went_on.remote(self.full(name), done, (start, stop)))
             elif time.monotonic() - told > SECONDS_BETWEEN_REPORTS:
-                self.watch.went_on.remote(name, done)
+                self.watch.went_on.remote(self.full(name), done)
                 told = time.monotonic()
             hit("worker.batch")
             batch = {table: rows.slice(start, stop - start) for table, rows in sources.items()}
