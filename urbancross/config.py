@@ -6,15 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -304,7 +296,7 @@ class VerifyConfig(ArchiveConfig, WorkersConfig):
 
     table: str | None = None
     """The table, with its variant; default: all."""
-    sample: NonNegativeInt = 4
+    sample: int = Field(default=4, ge=0)
     """Batches of every table that are made once more and compared."""
     seed: int = 0
     """Seed of the choice of batches."""

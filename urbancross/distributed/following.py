@@ -104,7 +104,7 @@ def watched(archive: Place, table: str, total: int, limit_s: float) -> Iterator[
 
 
 def _new_watch() -> Any:
-    """A watch that knows nothing: the last one of this session, or an actor on this node."""
+    """A watch that knows nothing: the last one of this Ray session, or a new actor on this node."""
     if _last.get("session") == (session := ray.get_runtime_context().get_job_id()):
         with suppress(RayError):
             ray.get(_last["watch"].begin.remote())
