@@ -129,7 +129,7 @@ def test_verify_finds_what_is_wrong_and_where(mended: tuple[Path, Path], capsys:
     spoil("part-00002.parquet", lambda rows: rows.drop_columns(["segments"]))
     spoil("part-00003.parquet", lambda rows: with_other_area(rows))
     (table / "part-00004.parquet").write_bytes(good["part-00004.parquet"][:-9])
-    with pytest.raises(SchemaError, match="5 shards are not as they should be"):
+    with pytest.raises(SchemaError, match="5 things are not as they should be"):
         run("verify", archive=str(archive), table="segments@grid", sample=5)
     out = capsys.readouterr().out
     for problem in (

@@ -108,8 +108,8 @@ def run(config: VerifyConfig) -> Balance:
         print(problem)
     if problems:
         raise SchemaError(
-            f"{len(problems)} shards are not as they should be (above: {min(len(problems), SHOWN)}); "
-            "remove them and run the jobs that made them again"
+            f"{len(problems)} things are not as they should be (above: {min(len(problems), SHOWN)}); "
+            "remove those shards and run the jobs that made them again"
         )
     return balance
 
@@ -133,7 +133,7 @@ def verify(archive: Place, stage: Stage, config: VerifyConfig) -> tuple[Balance,
         for told in map_shards(names, partial(VerifyWorker, batches), arguments, config):
             wrong = bool(told["problems"])
             problems += told["problems"]
-            if told["rows"] not in (0, rows[told["shard"]]):
+            if not wrong and told["rows"] != rows[told["shard"]]:
                 problems.append(
                     f"plan/{ROWS}: {told['shard']} has {told['rows']} rows, not {rows[told['shard']]}; remove it"
                 )
