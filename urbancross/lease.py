@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from urbancross import storage
-from urbancross.errors import LeaseError, StorageError, UrbanCrossError
+from urbancross.errors import LeaseError, UrbanCrossError
 from urbancross.failpoints import hit
 from urbancross.storage import Place
 
@@ -47,7 +47,7 @@ class Lease:
         self._ended.set()
         self._renewer.join()
         hit("lease.before-release")
-        with contextlib.suppress(StorageError):  # who finds it held by a process that has ended takes it over
+        with contextlib.suppress(UrbanCrossError):  # who finds it held by a process that has ended takes it over
             self._swap({"released": True})
 
     def _take(self) -> str:

@@ -20,9 +20,8 @@ from urbancross.storage import Place
 
 STARTING_S = 120.0  # what a worker may take to start, beside --stall-minutes
 
-_last: dict[
-    str, Any
-] = {}  # the watch that this process used last, and in which session; an actor takes a second to start
+# The watch that this process used last, and in which Ray session: an actor takes a second to start.
+_last: dict[str, Any] = {}
 
 
 class Follower:
@@ -105,11 +104,13 @@ def watched(archive: Place, table: str, total: int, limit_s: float) -> Iterator[
 
 def _new_watch() -> Any:
     """A watch that knows nothing: the last one of this Ray session, or a new actor on this node."""
-    if _last.get("session") == (session := ray.get_runtime_context().get_job_id()):
+    context = ray.get_runtime_context()
+    session = (context.get_node_id(), context.get_job_id())  # a Ray that was started anew counts its jobs anew
+    if _last.get("session") == session:
         with suppress(RayError):
             ray.get(_last["watch"].begin.remote())
             return _last["watch"]
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
     watch = ray.remote(num_cpus=0)(Watch).options(scheduling_strategy=here).remote()
     _last.update(session=session, watch=watch)
     return watch
