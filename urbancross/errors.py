@@ -37,6 +37,10 @@ class WorkerError(UrbanCrossError, RuntimeError):
     """A worker process ended in a way that nobody foresaw (exit code 1)."""
 
 
+class EngineError(UrbanCrossError, RuntimeError):
+    """A model's engine or server keeps failing, whatever it is asked (exit code 1)."""
+
+
 class LeaseError(UrbanCrossError, RuntimeError):
     """Another run writes the same table (exit code 1)."""
 

@@ -59,14 +59,32 @@ GEOTAGS = pa.schema(
     ]
 )
 
+VERDICT = pa.struct(  # the captions' claims held against all tags of the tile; see captions/truth.py
+    [
+        pa.field("word", pa.string()),  # no map | no claim | supported | not in map | contradicted
+        pa.field("precision", pa.float32()),  # of what is claimed, the share that the map has; null: nothing to compare
+        pa.field("coverage", pa.float32()),  # of the tile's tags, the share that is claimed
+        pa.field("supported", pa.list_(pa.string())),  # claims, as written
+        pa.field("not_in_map", pa.list_(pa.string())),
+        pa.field("contradictions", pa.list_(pa.string())),
+    ]
+)
+
 CAPTIONS = pa.schema(
     [
         TILE_ID,
         pa.field("captions", pa.list_(pa.string())),
-        pa.field("engine", pa.string()),  # given | template | ...
+        pa.field("engine", pa.string()),  # given | template | vllm | openai; template too where it stood in for a model
+        pa.field("model", pa.string()),  # of vllm and openai: the name that was asked for
         pa.field("prompt_version", pa.string()),
         pa.field("tags", pa.list_(pa.string())),  # the tags that the engine was given
+        pa.field("tags_from", pa.string()),  # tile | nearby | other tile | none
         pa.field("seed", pa.int64()),
+        pa.field("land_use", pa.string()),  # of the first caption, by the model
+        pa.field("objects", pa.list_(pa.string())),  # of all captions, by the model
+        pa.field("attempts", pa.int32()),  # questions asked of the model for this tile
+        pa.field("repaired", pa.bool_()),  # an answer was no whole JSON
+        pa.field("verdict", VERDICT),
         FAILURE,
     ]
 )

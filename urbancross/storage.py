@@ -334,6 +334,10 @@ def digest(*files: Path) -> str:
     return total.hexdigest()[:16]
 
 
+def digest_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def digest_text(text: str) -> str:
     """First 16 hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from urbancross.tables import claimed, require_shards
 STAGES: dict[type[settings.WorkersConfig], Callable[[Any, Place], Iterable[Stage]]] = {
     settings.IngestConfig: lambda told, _: ingest.stages(told),
     settings.GeotagConfig: lambda told, _: geotagging.stages(told),
-    settings.CaptionConfig: lambda told, _: captioning.stages(told),
+    settings.CaptionConfig: captioning.stages,
     settings.SegmentConfig: lambda told, _: segmentation.stages(told),
     settings.EmbedConfig: lambda told, _: embedding.stages(told),
     settings.PretrainConfig: features.stages,

@@ -45,7 +45,7 @@ class RetryWorker(StageWorker):
             ]
             counts = count_failures([])
             if again:
-                sources = read_aligned(self.archive, self.stage.sources, name)
+                sources = self.stage.read(self.archive, name)
                 new = self.make(name, {table: rows.take(again) for table, rows in sources.items()}, orders)
                 counts = count_failures(new["failure"].to_pylist())
                 order = [len(failures) + again.index(row) if row in again else row for row in range(len(failures))]

@@ -18,7 +18,7 @@ from urbancross.distributed.workers import StageWorker
 from urbancross.errors import ConfigError, SchemaError
 from urbancross.runs import Balance
 from urbancross.storage import Place
-from urbancross.tables import ROWS, claimed, differs, read_aligned, row_counts
+from urbancross.tables import ROWS, claimed, differs, row_counts
 
 TOLERANCE = 1e-3  # of a float made once more: a batch of another size, or another CPU, rounds otherwise
 NO_STAGE = {"plan", "runs", "checkpoints", "index"}
@@ -47,7 +47,7 @@ class VerifyWorker(StageWorker):
         try:
             found = storage.read_shard(self.archive / self.stage.output / name)
             schemas.check(found.schema, self.schema, "it")
-            sources = read_aligned(self.archive, self.stage.sources, name)
+            sources = self.stage.read(self.archive, name)
         except SchemaError as error:
             return [str(error)], 0
         ids = next(iter(sources.values()))["tile_id"]

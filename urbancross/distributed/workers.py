@@ -24,7 +24,6 @@ from urbancross.errors import SchemaError, UrbanCrossError, WorkerError
 from urbancross.failpoints import hit
 from urbancross.runs import count_failures
 from urbancross.storage import Place
-from urbancross.tables import read_aligned
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +95,13 @@ class StageWorker:
         place = self.archive / self.stage.output / name
         if not (orders.careful and storage.exists(place)):  # the one that died may have come to the end
             with self.guard.at(name):
-                out = self.make(name, read_aligned(self.archive, self.stage.sources, name), orders)
+                out = self.make(name, self.stage.read(self.archive, name), orders)
                 self.watch.publishing.remote(self.full(name))
                 if storage.publish_shard(place, out):
                     hit("worker.published")
                     self.watch.finish.remote(self.full(name), out.num_rows)
-                    return count_failures(out["failure"].to_pylist())
+                    counted = self.stage.tally(out) if self.stage.tally else {}
+                    return {**count_failures(out["failure"].to_pylist()), "tally": counted}
         failures = storage.read_shard(place, ["failure"])["failure"].to_pylist()
         self.watch.finish.remote(self.full(name), len(failures))
         return count_failures(failures)

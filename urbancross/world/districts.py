@@ -261,9 +261,9 @@ def cemetery(site: Site) -> None:
         if min(abs(abs(x) - 0.62 * r), abs(abs(y) - 0.62 * r), abs(x), abs(y)) > 4 and site.chance(0.9):
             site.put(rectangle(x, y, 0.028 * r, 0.048 * r), "grave", vary=0.12)
     site.building(rectangle(0, 0, 18, 9), "roof_school", "building=chapel", 9, pitched=True)
-    for k in np.arange(-1.2, 1.2, 0.16):
-        site.tree(k * r, 0.62 * r + 5, 0.8)
-        site.tree(0.62 * r + 5, k * r, 0.8)
+    for along in r * np.arange(-1.2, 1.2, 0.16):
+        site.tree(along, 0.62 * r + 5, 0.8)
+        site.tree(0.62 * r + 5, along, 0.8)
 
 
 def golf(site: Site) -> None:

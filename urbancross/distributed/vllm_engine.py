@@ -1,0 +1,167 @@
+"""One vLLM engine in an actor: questions in, texts out; a dead engine is replaced, a bad question costs only itself."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from urbancross import tiles
+from urbancross.captions import prompts
+from urbancross.captions.captioner import Question
+from urbancross.errors import ConfigError, EngineError, TileError
+
+log = logging.getLogger(__name__)
+
+LIVES = 3  # engines that one batch may use up
+CPU_KV_CACHE_BYTES = 1 << 30
+
+
+class VllmEngine:
+    """Holds a `vllm.LLM`; built inside the actor, since loading takes seconds to minutes and the engine gigabytes."""
+
+    def __init__(
+        self,
+        model: str,
+        temperature: float,
+        max_tokens: int,
+        max_chars: int,
+        on_gpu: bool,
+        tensor_parallel: int = 1,
+        revision: str | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        engine_args: str = "{}",
+    ) -> None:
+        """Load the model and ask it once.
+
+        Raises:
+            ConfigError: vLLM is not installed, or the model cannot be loaded or takes no images.
+        """
+        _quiet(on_gpu, Path(model).is_dir())
+        self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
+        self.schema = prompts.answer_schema(max_chars)
+        told = {"revision": revision, "max_model_len": max_model_len, "max_num_seqs": max_num_seqs}
+        self.arguments: dict[str, Any] = {
+            "limit_mm_per_prompt": {"image": 1, "video": 0},
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+            **({"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {}),
+            **({} if on_gpu else {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}),
+            **({} if on_gpu or not _one_process() else {"distributed_executor_backend": "uni"}),
+            **{key: value for key, value in told.items() if value is not None},
+            **json.loads(engine_args),
+        }
+        self.llm = self._load()
+        self._try_out()
+
+    def _load(self) -> Any:
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ConfigError(
+                f"vLLM cannot be imported here ({error}); install it with: pip install 'urbancross[vllm]' on machines "
+                "with GPUs, make setup on others"
+            ) from None
+        try:
+            return LLM(self.model, **self.arguments)
+        except Exception as error:  # vLLM and transformers raise whatever is at hand
+            raise ConfigError(f"--model {self.model} cannot be loaded by vLLM: {_line(error)}") from error
+
+    def _try_out(self) -> None:
+        """Ask about a grey square: a model that takes no images shows now, not as a million failed tiles.
+
+        Raises:
+            ConfigError: the model cannot answer.
+        """
+        from vllm import SamplingParams
+
+        question = prompts.question(_picture(Image.new("RGB", (224, 224), (128, 128, 128))), prompts.prompt([], []))
+        try:
+            self.llm.chat([question], SamplingParams(max_tokens=1), use_tqdm=False)
+        except Exception as error:
+            raise ConfigError(f"--model {self.model} answers no question with an image: {_line(error)}") from error
+
+    def __call__(self, questions: Sequence[Question]) -> list[str | TileError]:
+        """Answer a batch.
+
+        Raises:
+            EngineError: the engine died at this batch again and again.
+        """
+        for _ in range(LIVES):
+            try:
+                return self._answers(questions)
+            except _dead_engine() as error:
+                log.warning("the vLLM engine died (%s); loading it anew", _line(error))
+                self._replace()
+        raise EngineError(f"the vLLM engine died {LIVES} times at one batch of {len(questions)} questions")
+
+    def _answers(self, questions: Sequence[Question]) -> list[str | TileError]:
+        """All at once; one by one where one of them makes vLLM refuse them all, as its API does."""
+        asked = [self._asked(question) for question in questions]
+        try:
+            return list(self._chat(asked))
+        except _dead_engine():
+            raise
+        except Exception as error:
+            if len(questions) == 1:
+                return [TileError(f"the model takes no such question: {_line(error)}")]
+        return [answer for question in questions for answer in self._answers([question])]
+
+    def _chat(self, asked: Sequence[tuple[list[dict[str, Any]], Any]]) -> list[str]:
+        outputs = self.llm.chat([chat for chat, _ in asked], [sampling for _, sampling in asked], use_tqdm=False)
+        return [output.outputs[0].text for output in outputs]
+
+    def _asked(self, question: Question) -> tuple[list[dict[str, Any]], Any]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        sampling = SamplingParams(
+            temperature=self.temperature,
+            seed=question.seed,
+            max_tokens=self.max_tokens,
+            structured_outputs=StructuredOutputsParams(json=self.schema),
+        )
+        picture = _picture(Image.fromarray(tiles.decode(question.image)))
+        return prompts.question(picture, question.text), sampling
+
+    def _replace(self) -> None:
+        dead, self.llm = self.llm, None
+        del dead  # its processes end with it
+        self.llm = self._load()
+
+
+def _picture(image: Image.Image) -> dict[str, Any]:
+    return {"type": "image_pil", "image_pil": image}
+
+
+def _one_process() -> bool:
+    return os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def _dead_engine() -> type[Exception]:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return EngineDeadError
+
+
+def _quiet(on_gpu: bool, is_folder: bool) -> None:
+    """vLLM's settings that only its environment takes; what the user has set stays."""
+    wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if is_folder:
+        wanted["HF_HUB_OFFLINE"] = "1"
+    # On GPUs the engine is a process of its own, so that a crash in CUDA does not take the actor along; on CPUs it
+    # lives in the actor, on the threads that Ray gives it.
+    wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if on_gpu else "0"
+    if not on_gpu:
+        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    for key, value in wanted.items():
+        os.environ.setdefault(key, value)
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an exception that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
