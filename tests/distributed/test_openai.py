@@ -173,7 +173,13 @@ def test_a_real_vllm_server_writes_captions_that_parse(tmp_path, ray_session):
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tmp_path / "tiny-vlm")]
     command += ["--served-model-name", "tiny-vlm", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "1024", "--max-num-seqs", "16", "--enforce-eager"]
-    command += ["--kv-cache-memory-bytes", str(64 << 20), "--limit-mm-per-prompt", '{"image": 1, "video": 0}']
+    command += [
+        "--kv-cache-memory-bytes",
+        str(64 << 20),
+        "--no-enable-chunked-prefill",
+        "--limit-mm-per-prompt",
+        '{"image": 1, "video": 0}',
+    ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     archive = make_archive(tmp_path / "a")
     with open(tmp_path / "log", "w") as log:

@@ -1,6 +1,7 @@
 """`caption`: tiles and their geo-tags to the table `captions@NAME`."""
 
 import functools
+import json
 import random
 import re
 from collections.abc import Callable
@@ -147,6 +148,7 @@ def stages(config: CaptionConfig, archive: Place) -> list[Stage]:
             config.batch_tiles,
             notes={"model": config.model},
             prepare=prepare,
+            bundles=bundles(config),
             tally=captioner.tally,
         )
     ]
@@ -163,6 +165,14 @@ def engine_options(config: CaptionConfig) -> dict[str, Any]:
         return config.model_dump(include=shared | {"endpoint", "concurrency", "timeout_s", "retry_minutes"})
     own = {"tensor_parallel", "revision", "max_model_len", "max_num_seqs", "engine_args"}
     return config.model_dump(include=shared | own) | {"on_gpu": config.gpus_per_worker > 0}
+
+
+def bundles(config: CaptionConfig) -> list[dict[str, float]]:
+    """A bundle per GPU of one engine, where vLLM's Ray executor spreads it, over nodes too; none where one actor holds
+    its GPUs and vLLM's processes share them."""
+    if config.engine != "vllm" or json.loads(config.engine_args).get("distributed_executor_backend") != "ray":
+        return []
+    return [{"CPU": config.cpus_per_worker, "GPU": 1.0}, *[{"CPU": 1.0, "GPU": 1.0}] * (config.tensor_parallel - 1)]
 
 
 def name_of(model: str) -> str:

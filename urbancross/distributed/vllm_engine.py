@@ -1,5 +1,6 @@
 """One vLLM engine in an actor: questions in, texts out; a dead engine is replaced, a bad question costs only itself."""
 
+import gc
 import json
 import logging
 import os
@@ -17,7 +18,8 @@ from urbancross.errors import ConfigError, EngineError, TileError
 log = logging.getLogger(__name__)
 
 LIVES = 3  # engines that one batch may use up
-CPU_KV_CACHE_BYTES = 1 << 30
+# On CPUs, vLLM 0.32 dies at a prompt that it cuts in two ("CPU Generator does not use offset") when a seed is set.
+CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "enable_chunked_prefill": False}
 
 
 class VllmEngine:
@@ -49,11 +51,12 @@ class VllmEngine:
             "limit_mm_per_prompt": {"image": 1, "video": 0},
             "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
             **({"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {}),
-            **({} if on_gpu else {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}),
+            **({} if on_gpu else CPU),
             **({} if on_gpu or not _one_process() else {"distributed_executor_backend": "uni"}),
             **{key: value for key, value in told.items() if value is not None},
             **json.loads(engine_args),
         }
+        self.last_words = ""
         self.llm = self._load()
         self._try_out()
 
@@ -85,27 +88,43 @@ class VllmEngine:
             raise ConfigError(f"--model {self.model} answers no question with an image: {_line(error)}") from error
 
     def __call__(self, questions: Sequence[Question]) -> list[str | TileError]:
-        """Answer a batch.
+        """Answer a batch; where engine after engine dies at it, one by one, to find the question that it is.
 
         Raises:
-            EngineError: the engine died at this batch again and again.
+            EngineError: engines die at several questions of the batch, so it is not them.
         """
         for _ in range(LIVES):
-            try:
-                return self._answers(questions)
-            except _dead_engine() as error:
-                log.warning("the vLLM engine died (%s); loading it anew", _line(error))
-                self._replace()
-        raise EngineError(f"the vLLM engine died {LIVES} times at one batch of {len(questions)} questions")
+            if (answers := self._survived(questions)) is not None:
+                return answers
+        answers, deaths = [], 0
+        for question in questions:
+            answer = self._survived([question])
+            deaths += answer is None
+            if deaths == LIVES:
+                raise EngineError(f"vLLM dies at whatever it is asked: {self.last_words}; run it alone to see why")
+            answers += answer or [TileError(f"vLLM dies at it: {self.last_words}")]
+        return answers
+
+    def _survived(self, questions: Sequence[Question]) -> list[str | TileError] | None:
+        """Answers, or None where the engine died at these questions; there is a new one then."""
+        try:
+            return self._answers(questions)
+        except Exception as error:  # of a dead engine any kind: its own, a worker's, torch's
+            self.last_words = _line(error)
+            log.warning("the vLLM engine died (%s); loading it anew", self.last_words)
+            self.llm = None  # its processes end with it
+            gc.collect()
+            self.llm = self._load()
+            return None
 
     def _answers(self, questions: Sequence[Question]) -> list[str | TileError]:
         """All at once; one by one where one of them makes vLLM refuse them all, as its API does."""
+        from vllm.exceptions import VLLMClientError
+
         asked = [self._asked(question) for question in questions]
         try:
             return list(self._chat(asked))
-        except _dead_engine():
-            raise
-        except Exception as error:
+        except (ValueError, TypeError, VLLMClientError) as error:  # the engine is well; any other exception ends it
             if len(questions) == 1:
                 return [TileError(f"the model takes no such question: {_line(error)}")]
         return [answer for question in questions for answer in self._answers([question])]
@@ -127,11 +146,6 @@ class VllmEngine:
         picture = _picture(Image.fromarray(tiles.decode(question.image)))
         return prompts.question(picture, question.text), sampling
 
-    def _replace(self) -> None:
-        dead, self.llm = self.llm, None
-        del dead  # its processes end with it
-        self.llm = self._load()
-
 
 def _picture(image: Image.Image) -> dict[str, Any]:
     return {"type": "image_pil", "image_pil": image}
@@ -139,12 +153,6 @@ def _picture(image: Image.Image) -> dict[str, Any]:
 
 def _one_process() -> bool:
     return os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-
-
-def _dead_engine() -> type[Exception]:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    return EngineDeadError
 
 
 def _quiet(on_gpu: bool, is_folder: bool) -> None:
