@@ -226,3 +226,11 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="--device cuda: no CUDA device in this process; give --device cpu"):
         checkpoints.load(checkpoints.resolve("starter"), "cuda")
+
+
+def test_an_encoder_says_which_texts_it_reads_to_their_end():
+    encoder = checkpoints.load(checkpoints.resolve("starter"))
+    assert encoder.reads_whole("A lake.")
+    assert encoder.reads_whole("lake " * 62)  # and the two marks at its ends
+    assert not encoder.reads_whole("lake " * 63)
+    assert encoder.reads_whole("x" * 30 + " a lake with trees around it, seen from above on a summer day")

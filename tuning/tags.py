@@ -50,14 +50,16 @@ def main() -> None:
     for name, flags in VARIANTS.items():
         call("caption", archive=archive, name=variant(name), **flags)
         results[name] = [measured(home, archive, name, seed, told.head_epochs) for seed in told.seeds]
+    truths = {name: truth(archive, name) for name in VARIANTS}
     if told.model:
         name = "no tags, by a model"
         model = {"engine": "vllm", "model": told.model, "engine_args": told.engine_args, "captions_per_tile": 3}
         call("caption", archive=archive, name=variant(name), tags=False, **model)
         results[name] = [measured(home, archive, name, seed, told.head_epochs) for seed in told.seeds]
+        truths[name] = truth(archive, name)
     chance = results[BASE][0]["chance_mR"]
-    storage.write_json(home / "tags.json", {"seeds": told.seeds, "chance_mR": chance, "results": results})
-    print(table(results, chance))
+    storage.write_json(home / "tags.json", {"seeds": told.seeds, "truth": truths, "results": results})
+    print(table(results, truths, chance))
 
 
 def country(home: Path, scenes: int) -> str:
@@ -84,21 +86,34 @@ def measured(home: Path, archive: str, name: str, seed: int, epochs: int) -> dic
     return found
 
 
-def table(results: dict[str, list[dict[str, Any]]], chance: float) -> str:
+def truth(archive: str, name: str) -> dict[str, float]:
+    """Mean precision and coverage of a variant's captions against the map, and the share that contradicts it."""
+    place = storage.archive(archive) / f"captions@{variant(name)}"
+    shards = [storage.read_shard(place / shard, ["verdict"])["verdict"].to_pylist() for shard in storage.shards(place)]
+    found = [verdict for shard in shards for verdict in shard if verdict is not None and verdict["word"] != "no map"]
+    means = {
+        key: statistics.mean([verdict[key] for verdict in found if verdict[key] is not None] or [math.nan])
+        for key in ("precision", "coverage")
+    }
+    return means | {"contradicted": sum(verdict["word"] == "contradicted" for verdict in found) / max(len(found), 1)}
+
+
+def table(results: dict[str, list[dict[str, Any]]], truths: dict[str, dict[str, float]], chance: float) -> str:
     """Mean mR over seeds, and the paired difference to all tags, each with its 95 % interval over seeds."""
     first = results[BASE][0]
     base = [100 * found["mR"] for found in results[BASE]]
     lines = [
         f"{first['gallery']['tiles']} test tiles, {first['gallery']['texts']} texts, chance mR {100 * chance:.1f} %",
         "",
-        "| captions from | mR | against all tags |",
-        "|---|---|---|",
+        "| captions from | precision | coverage | contradicted | mR | against all tags |",
+        "|---|---|---|---|---|---|",
     ]
     for name, runs in results.items():
         scores = [100 * found["mR"] for found in runs]
         gains = [score - other for score, other in zip(scores, base, strict=True)]
         against = "" if name == BASE else f"{statistics.mean(gains):+.1f} ± {half(gains):.1f}"
-        lines.append(f"| {name} | {statistics.mean(scores):.1f} ± {half(scores):.1f} | {against} |")
+        told = " | ".join(f"{100 * truths[name][key]:.0f} %" for key in ("precision", "coverage", "contradicted"))
+        lines.append(f"| {name} | {told} | {statistics.mean(scores):.1f} ± {half(scores):.1f} | {against} |")
     return "\n".join(lines)
 
 

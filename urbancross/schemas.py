@@ -118,6 +118,7 @@ def features(image_width: int, text_width: int) -> pa.Schema:
             pa.field("image", pa.list_(pa.float32(), image_width)),
             pa.field("texts", pa.list_(pa.list_(pa.float32(), text_width))),  # one per caption, in order
             pa.field("segments", pa.list_(pa.list_(pa.float32(), image_width))),  # by rank
+            pa.field("shortened", pa.int32()),  # captions that the text tower could not read to their end
             FAILURE,
         ]
     )

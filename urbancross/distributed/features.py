@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from urbancross import schemas, storage
+from urbancross.captions.words import truncate
 from urbancross.config import AdaptConfig, PretrainConfig, TrainingConfig
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import run_stage
@@ -36,7 +38,7 @@ class FeatureExtractor:
         rows = tables["tiles"].to_pylist()
         for row, told in zip(rows, tables[self.captions].to_pylist(), strict=True):
             row["failure"] = row["failure"] or told["failure"]
-            row["captions"] = told["captions"]
+            row["captions"], row["tags"] = told["captions"], told["tags"]
         if self.segments is not None:
             for row, told in zip(rows, tables[self.segments].to_pylist(), strict=True):
                 row["segments"] = sorted(told["segments"] or [], key=lambda segment: segment["rank"])[
@@ -52,7 +54,9 @@ class FeatureExtractor:
             raise TileSkipped("no caption")
         tile, side = decode(row["image"]), self.encoder.image_px
         crops = [square(crop(tile, segment, fill=self.fill), side) for segment in row.get("segments", [])]
-        return {"image": square(tile, side), "texts": row["captions"], "segments": crops}
+        cut = [truncate(text, self.encoder.reads_whole, row["tags"] or ()) for text in row["captions"]]
+        texts, shortened = [text for text, _ in cut], sum(was_cut for _, was_cut in cut)
+        return {"image": square(tile, side), "texts": texts, "segments": crops, "shortened": shortened}
 
     @torch.inference_mode()
     def fill_in(self, rows: list[dict[str, Any]]) -> None:
@@ -97,7 +101,7 @@ def features_stage(
         captions, segments: variants; None takes the only one there is, and `none` leaves segments out.
     """
     captions_table = table_of(archive, "captions", captions, "captions")
-    sources: dict[str, list[str] | None] = {"tiles": ["image", "split"], captions_table: ["captions"]}
+    sources: dict[str, list[str] | None] = {"tiles": ["image", "split"], captions_table: ["captions", "tags"]}
     name = f"features@{model.towers}-{captions_table.partition('@')[2]}"
     segments_table, slots = None, 0
     if segments != "none" and (segments is not None or storage.tables(archive, "segments")):
@@ -113,7 +117,11 @@ def features_stage(
     }
     schema = schemas.features(*checkpoints.feature_widths(model))
     settings = {"towers": model.towers, "max_segments": slots}
-    return Stage(name, sources, schema, FeatureExtractor, arguments, settings, config.batch_tiles)
+    return Stage(name, sources, schema, FeatureExtractor, arguments, settings, config.batch_tiles, tally=tally)
+
+
+def tally(features: pa.Table) -> dict[str, int]:
+    return {"captions too long for the text tower, cut by sentence": pc.sum(features["shortened"]).as_py() or 0}
 
 
 def make_features(

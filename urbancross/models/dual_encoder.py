@@ -1,7 +1,7 @@
 """Two towers and three heads: tiles, texts and segments as unit vectors in one space."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class DualEncoder(nn.Module):
         self,
         towers: Any,
         heads: dict[str, nn.Module],
-        tokenizer: Callable[[list[str]], Tensor],
+        tokenizer: Any,
         *,
         image_px: int,
         mean: Sequence[float],
@@ -64,7 +64,7 @@ class DualEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.towers: Any = towers  # an open_clip model
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer  # called as open_clip's are: texts, context_length -> [B, L]
         self.heads = nn.ModuleDict(heads)  # image, text, segment
         self.scale = nn.Parameter(torch.tensor(20.0).log())  # log of the inverse temperature
         self.image_px, self.image_width, self.text_width, self.width = image_px, image_width, text_width, width
@@ -101,6 +101,14 @@ class DualEncoder(nn.Module):
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """B texts to the text tower's features `[B, F]`."""
         return self.towers.encode_text(self.tokenizer(list(texts)).to(self.device))
+
+    def reads_whole(self, text: str) -> bool:
+        """Whether the text tower reads a text to its end."""
+        limit = self.tokenizer.context_length
+        if len(text) + 2 <= limit:  # a token is a character at least
+            return True
+        tokens, blank = self.tokenizer([text], 4 * limit)[0], self.tokenizer(["", text], 4 * limit)[0, -1]
+        return int((tokens != blank).sum()) <= limit
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
