@@ -24,6 +24,10 @@ def test_supported_not_in_the_map_and_contradicted_are_kept_apart():
     assert verdict.coverage == pytest.approx(1 / 3)  # of water=lake, natural=water, building=house the last
 
 
+def test_a_value_speaks_for_itself_under_any_key():
+    assert judge(["Hotels by a harbour."], ["building=hotel"], ["landuse=harbour"]).word == "supported"
+
+
 def test_a_vague_tag_supports_what_nothing_answers_otherwise():
     assert judge(["A river."], ["natural=water"], []).word == "supported"
     assert judge(["A lake."], ["natural=water"], []).word == "supported"

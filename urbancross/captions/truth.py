@@ -156,7 +156,7 @@ def judge(
     supported, not_in_map, against = [], [], []
     covered: set[str] = set()
     for name, words in claimed.items():
-        backing = {tag for tag in tags if _stands_for(words, tag)}
+        backing = {tag for tag in tags if _stands_for(words, tag) or _value_of(tag) in _forms(name)}
         other = None if backing else _other_answer(words, tags)
         if not (backing or other):
             backing = {tag for tag in tags if tag in _VAGUE.get(words, "").split()}
@@ -188,6 +188,12 @@ def claims(text: str) -> dict[str, str]:
         if not _NEGATED.search(text[max(0, match.start() - 40) : match.start()]):
             found[match[0].lower()] = entry_of[match[0].lower()]
     return found
+
+
+def _value_of(tag: str) -> str:
+    return tag.partition("=")[2].replace(
+        "_", " "
+    )  # whatever its key: building=hotel is a hotel, landuse=harbour one too
 
 
 def _stands_for(words: str, tag: str) -> bool:
