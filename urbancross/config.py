@@ -151,7 +151,8 @@ class CaptionConfig(StageConfig):
     batch_tiles: PositiveInt = 256
     """Tiles per call of the engine; several times its --max-num-seqs keeps it full."""
     tensor_parallel: PositiveInt = 1
-    """vllm: GPUs over which one engine is spread."""
+    """vllm: GPUs over which one engine is spread: those of one node; or of a placement group over several nodes, with
+    {"distributed_executor_backend": "ray"} in --engine-args and --gpus-per-worker 0."""
     max_model_len: PositiveInt | None = None
     """vllm: longest prompt and answer in tokens; default: the model's own."""
     max_num_seqs: PositiveInt | None = None

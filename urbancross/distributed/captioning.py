@@ -148,7 +148,6 @@ def stages(config: CaptionConfig, archive: Place) -> list[Stage]:
             config.batch_tiles,
             notes={"model": config.model},
             prepare=prepare,
-            bundles=bundles(config),
             tally=captioner.tally,
         )
     ]
@@ -164,15 +163,14 @@ def engine_options(config: CaptionConfig) -> dict[str, Any]:
     if config.engine == "openai":
         return config.model_dump(include=shared | {"endpoint", "concurrency", "timeout_s", "retry_minutes"})
     own = {"tensor_parallel", "revision", "max_model_len", "max_num_seqs", "engine_args"}
-    return config.model_dump(include=shared | own) | {"on_gpu": config.gpus_per_worker > 0}
+    return config.model_dump(include=shared | own) | {
+        "on_gpu": config.gpus_per_worker > 0 or spreads_over_nodes(config)
+    }
 
 
-def bundles(config: CaptionConfig) -> list[dict[str, float]]:
-    """A bundle per GPU of one engine, where vLLM's Ray executor spreads it, over nodes too; none where one actor holds
-    its GPUs and vLLM's processes share them."""
-    if config.engine != "vllm" or json.loads(config.engine_args).get("distributed_executor_backend") != "ray":
-        return []
-    return [{"CPU": config.cpus_per_worker, "GPU": 1.0}, *[{"CPU": 1.0, "GPU": 1.0}] * (config.tensor_parallel - 1)]
+def spreads_over_nodes(config: CaptionConfig) -> bool:
+    """Whether vLLM asks Ray itself for a placement group with a bundle per GPU; else an actor holds its engine's GPUs."""
+    return json.loads(config.engine_args).get("distributed_executor_backend") == "ray"
 
 
 def name_of(model: str) -> str:
@@ -213,7 +211,7 @@ def resolve(model: str, config: CaptionConfig) -> tuple[str, str]:
 def run(config: CaptionConfig) -> Balance:
     if config.engine == "vllm" and "workers" not in config.model_fields_set:
         config = config.model_copy(update={"workers": 1})  # an engine fills a GPU, and a laptop
-    if config.engine == "vllm" and config.tensor_parallel > 1 and not config.gpus_per_worker:
+    if config.tensor_parallel > 1 and not config.gpus_per_worker and not spreads_over_nodes(config):
         config = config.model_copy(update={"gpus_per_worker": config.tensor_parallel})
     archive = storage.archive(config.archive)
     tables.require_shards(archive, "geotags" if config.engine == "template" else "tiles")

@@ -26,7 +26,6 @@ class Stage:
         notes: what does not, kept there too.
         on_retry: arguments that are otherwise when failed tiles are tried again.
         prepare: what is done to the sources of a whole shard before they are cut into batches.
-        bundles: resources of the placement group that each replica gets, for engines that spread over several GPUs.
         tally: what to count of a finished shard beside its failures, for the user.
     """
 
@@ -40,7 +39,6 @@ class Stage:
     notes: dict[str, Any] = field(default_factory=dict)
     on_retry: dict[str, Any] = field(default_factory=dict)
     prepare: Callable[[dict[str, pa.Table]], dict[str, pa.Table]] | None = None
-    bundles: list[dict[str, float]] = field(default_factory=list)
     tally: Callable[[pa.Table], dict[str, int]] | None = None
 
     def read(self, archive: Place, name: str) -> dict[str, pa.Table]:

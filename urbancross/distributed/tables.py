@@ -17,8 +17,6 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from urbancross import lease, runs, schemas, storage
 from urbancross.config import MakerConfig, WorkersConfig
@@ -87,8 +85,7 @@ def work_through(
     stall_s = 60 * config.stall_minutes
     with watched(archive, stage.output, sum(rows.values()), stall_s) as following:
         try:
-            full = (*arguments, following.watch, stall_s)
-            for counts in map_shards(list(rows), worker, full, config, stage.bundles):
+            for counts in map_shards(list(rows), worker, (*arguments, following.watch, stall_s), config):
                 held.check()
                 reasons.update(counts.pop("reasons"))
                 tally.update(counts.pop("tally", {}))
@@ -121,11 +118,7 @@ def settle(watch: Any) -> None:
 
 
 def map_shards(
-    names: Sequence[str],
-    worker: Callable[..., ShardWorker],
-    arguments: tuple[Any, ...],
-    config: WorkersConfig,
-    bundles: Sequence[dict[str, float]] = (),
+    names: Sequence[str], worker: Callable[..., ShardWorker], arguments: tuple[Any, ...], config: WorkersConfig
 ) -> Iterator[dict[str, Any]]:
     """What replicas of `worker` return for shards, in any order.
 
@@ -136,13 +129,6 @@ def map_shards(
     if not names:
         return
     first, most = workers_that_fit(config, len(names))
-    groups: list[PlacementGroup] = []
-
-    def in_a_group() -> dict[str, Any]:
-        groups.append(placement_group(list(bundles), strategy="PACK"))
-        inside = PlacementGroupSchedulingStrategy(groups[-1], placement_group_capture_child_tasks=True)
-        return {"scheduling_strategy": inside}
-
     # One block a shard, made in the driver: a task that had to cut blocks might find every CPU held by an actor.
     shards = ray.data.from_items([{"shard": name} for name in names], override_num_blocks=len(names))
     result = shards.map_batches(
@@ -151,8 +137,7 @@ def map_shards(
         batch_size=1,
         compute=ActorPoolStrategy(min_size=first, max_size=most),
         num_cpus=config.cpus_per_worker,
-        num_gpus=0 if bundles else config.gpus_per_worker,
-        ray_remote_args_fn=in_a_group if bundles else None,
+        num_gpus=config.gpus_per_worker,
     )
     try:
         for row in result.iter_rows():
@@ -162,9 +147,6 @@ def map_shards(
             yield outcome
     except RayError as error:
         raise own_error(error) from error
-    finally:
-        for group in groups:
-            remove_placement_group(group)
 
 
 def check_source(archive: Place, source: str, columns: Sequence[str] | None, names: Sequence[str]) -> None:
