@@ -169,7 +169,7 @@ def engine_options(config: CaptionConfig) -> dict[str, Any]:
 
 
 def spreads_over_nodes(config: CaptionConfig) -> bool:
-    """Whether vLLM asks Ray itself for a placement group with a bundle per GPU; else an actor holds its engine's GPUs."""
+    """Whether vLLM itself asks Ray for a placement group with a bundle per GPU; else an actor holds its GPUs."""
     return json.loads(config.engine_args).get("distributed_executor_backend") == "ray"
 
 
