@@ -3,7 +3,7 @@ import random
 import pytest
 
 from urbancross.captions import NOUNS, TemplateCaptioner, mentions, noun, phrase, phrases, prompt, truncate
-from urbancross.geotags import visible
+from urbancross.maps.visible import visible
 
 CENTER = ["amenity=school", "highway=residential"]
 AROUND = ["highway=service", "landuse=farmland", "building=house", "leisure=park"]
