@@ -74,7 +74,7 @@ def wrapped(shape: BaseGeometry) -> BaseGeometry:
     west, _, east, _ = shape.bounds
     if west >= -180 and east <= 180:
         return shape
-    copies = [shapely.transform(shape, lambda xy, by=360.0 * k: xy + [by, 0]) for k in range(-2, 3)]
+    copies = [shapely.transform(shape, lambda xy, by=360.0 * k: xy + np.array([by, 0])) for k in range(-2, 3)]
     parts = shapely.intersection(shapely.make_valid(np.array(copies, dtype=object)), WORLD)
     same = shapely.get_dimensions(parts) == shapely.get_dimensions(shape)  # not where a copy only touches the edge
     return shapely.union_all(parts[same & ~shapely.is_empty(parts)])
@@ -96,7 +96,9 @@ def _cut(shape: BaseGeometry) -> BaseGeometry:
     jumps = np.abs(np.diff(corners[:, 0]))
     if not ((jumps > 180) & (jumps < 360)).any():  # 360 is the frame of a map that goes all around
         return shape
-    return wrapped(shapely.transform(shape, lambda xy: np.column_stack([np.where(xy[:, 0] < 0, 360, 0) + xy[:, 0], xy[:, 1]])))
+    return wrapped(
+        shapely.transform(shape, lambda xy: np.column_stack([np.where(xy[:, 0] < 0, 360, 0) + xy[:, 0], xy[:, 1]]))
+    )
 
 
 def across(west: float, east: float) -> float:
@@ -110,6 +112,41 @@ def meets(one: Sequence[float], other: Sequence[float]) -> bool:
         return False
     spans = [((b[0], b[2]),) if b[0] <= b[2] else ((b[0], 180.0), (-180.0, b[2])) for b in (one, other)]
     return any(a[0] <= b[1] and a[1] >= b[0] for a in spans[0] for b in spans[1])
+
+
+def _radii_m(lats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far a radian goes along the meridian, and along the parallel."""
+    phi = np.radians(lats)
+    bent = 1 - SQUARED_ECCENTRICITY * np.sin(phi) ** 2
+    return EQUATOR_M * (1 - SQUARED_ECCENTRICITY) / bent**1.5, EQUATOR_M * np.cos(phi) / np.sqrt(bent)
+
+
+def metres_per_degree(lats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of longitude and of latitude, on the ellipsoid."""
+    north, east = _radii_m(lats)
+    return np.radians(east), np.radians(north)
+
+
+def areas_m2(shapes: np.ndarray) -> np.ndarray:
+    """What shapes in degrees cover: their area on the map, by the scale at their middle.
+
+    The width of a degree goes down in a straight line towards a pole, so that this holds there too.
+    """
+    areas = shapely.area(shapes)
+    seen = np.flatnonzero(areas)
+    east, north = metres_per_degree(shapely.get_y(shapely.centroid(shapes[seen])))
+    areas[seen] *= east * north
+    return areas
+
+
+def lengths_m(shapes: np.ndarray) -> np.ndarray:
+    """How long lines in degrees are."""
+    parts, shape = shapely.get_parts(shapes, return_index=True)
+    corners, part = shapely.get_coordinates(parts, return_index=True)
+    same = part[1:] == part[:-1]
+    east, north = metres_per_degree((corners[1:, 1] + corners[:-1, 1]) / 2)
+    steps = np.hypot(np.diff(corners[:, 0]) * east, np.diff(corners[:, 1]) * north) * same
+    return np.bincount(shape[part[1:]], steps, len(shapes))
 
 
 def _on_ellipsoid(lonlat: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -139,16 +176,32 @@ def plane(lonlat: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return np.column_stack([east * outward, north * outward])
 
 
-def unplane(xy: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Degrees of points near one centre `[2]`, given as `plane` gives them; the same to a millionth of the distance."""
-    lon, lat = np.radians(centre)
+def unplane(xy: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Degrees of points given as `plane` gives them, right to a thousandth of their distance from the centre."""
+    lon, lat = np.radians(centres).T
     normal = EQUATOR_M / np.sqrt(1 - SQUARED_ECCENTRICITY * np.sin(lat) ** 2)
-    meridian = normal * (1 - SQUARED_ECCENTRICITY) / (1 - SQUARED_ECCENTRICITY * np.sin(lat) ** 2)
-    radius = np.sqrt(normal * meridian)
-    rho = np.maximum(np.hypot(xy[:, 0], xy[:, 1]), 1e-9)
-    angle = 2 * np.arcsin(np.minimum(rho / (2 * radius), 1))
-    up = np.clip(np.cos(angle) * np.sin(lat) + xy[:, 1] * np.sin(angle) * np.cos(lat) / rho, -1, 1)
-    east = np.arctan2(
-        xy[:, 0] * np.sin(angle), rho * np.cos(lat) * np.cos(angle) - xy[:, 1] * np.sin(lat) * np.sin(angle)
+    radius = normal * np.sqrt((1 - SQUARED_ECCENTRICITY) / (1 - SQUARED_ECCENTRICITY * np.sin(lat) ** 2))
+    far = np.maximum(np.hypot(xy[:, 0], xy[:, 1]), 1e-9)
+    angle = 2 * np.arcsin(np.minimum(far / (2 * radius), 1))
+    sin, cos = np.sin(angle), np.cos(angle)
+    up = np.clip(cos * np.sin(lat) + xy[:, 1] * sin * np.cos(lat) / far, -1, 1)
+    east = np.arctan2(xy[:, 0] * sin, far * np.cos(lat) * cos - xy[:, 1] * np.sin(lat) * sin)
+    lons = np.degrees(lon + east)
+    return np.column_stack(
+        [np.where(np.abs(lons) > 180, np.remainder(lons + 180, 360) - 180, lons), np.degrees(np.arcsin(up))]
     )
-    return np.column_stack([np.degrees(lon + east), np.degrees(np.arcsin(up))])
+
+
+def centres(shapes: np.ndarray) -> np.ndarray:
+    """`[N, 2]` degrees: the middle of each shape, whatever cut or pole runs through it."""
+    corners, shape = shapely.get_coordinates(shapes, return_index=True)
+    x, y, z = (np.bincount(shape, axis, len(shapes)) for axis in _on_ellipsoid(corners))
+    rough = np.degrees(np.column_stack([np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))]))
+    middle = shapely.get_coordinates(shapely.centroid(on_planes(shapes, rough)))
+    return unplane(middle, rough)
+
+
+def on_planes(shapes: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Each shape in metres on the plane about its own centre, as `plane` draws it."""
+    corners, shape = shapely.get_coordinates(shapes, return_index=True)
+    return shapely.set_coordinates(shapes.copy(), plane(corners, centres[shape]))

@@ -13,7 +13,7 @@ import shapely
 from osmium.osm.types import OSMEntity, TagList
 
 from urbancross.errors import ConfigError
-from urbancross.maps.features import Features, encode, tidy
+from urbancross.maps.features import encode
 from urbancross.maps.visible import HIDDEN, KEYS, is_area, tag_list
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,9 @@ TOLD = (*KEYS, *HIDDEN, "area")  # the keys that decide what of a feature can be
 BATCH = 16_384
 # 16 bytes for every node that a file has: from this size on they lie in a file of their own (a country's extract).
 NODES_ON_DISK_BYTES = 256 << 20
+
+# WKB in hex: how a line begins before the number of its corners, and a polygon of one ring; the length of a corner.
+LINE, POLYGON, CORNER = "0102000000", "010300000001000000", 32
 
 _WKB = osmium.geom.WKBFactory()
 
@@ -38,13 +41,17 @@ class Batch:
 
     def table(self) -> pa.Table:
         """As rows of `features.SCHEMA`."""
-        shapes = np.asarray(shapely.from_wkb([bytes.fromhex(text) for text in self.shapes]), dtype=object)
-        rings = np.array(self.rings, dtype=int)
-        rings = rings[shapely.is_closed(shapes[rings])]
-        rings = rings[shapely.get_num_coordinates(shapes[rings]) > 3]
-        corners, ring_of_corner = shapely.get_coordinates(shapes[rings], return_index=True)
-        shapes[rings] = shapely.polygons(shapely.linearrings(corners, indices=ring_of_corner))
-        return encode(Features(self.ids, self.tags, tidy(shapes)))
+        for i in self.rings:
+            self.shapes[i] = _polygon(self.shapes[i])
+        wkb = [bytes.fromhex(text) for text in self.shapes]  # ten times faster than to have shapely read hex
+        return encode(self.ids, self.tags, np.asarray(shapely.from_wkb(wkb), dtype=object), wkb)
+
+
+def _polygon(line: str) -> str:
+    """The WKB of a closed line as that of the polygon within, by its header: the corners are the same bytes."""
+    count, first = len(LINE) + 8, line[len(LINE) + 8 :][:CORNER]
+    closed = line.startswith(LINE) and line.endswith(first) and len(line) >= count + 4 * CORNER
+    return POLYGON + line[len(LINE) :] if closed else line
 
 
 def read(path: Path) -> Iterator[Batch]:
@@ -112,7 +119,7 @@ def _batches(path: Path, nodes: str) -> Iterator[Batch]:
 
 def _told(tags: TagList) -> tuple[tuple[str, str], ...]:
     """The tags that count. To ask for each key is faster than to turn every tag of an address into Python's strings."""
-    if len(tags) < 3:
+    if len(tags) < 2:
         return tuple([(tag.k, tag.v) for tag in tags])
     return tuple([(key, tags[key]) for key in TOLD if key in tags])
 

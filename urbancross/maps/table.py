@@ -16,13 +16,15 @@ import shapely
 
 from urbancross import storage
 from urbancross.errors import SchemaError
-from urbancross.maps.features import BBOX, Features, boxes, concat, decode, geoparquet
+from urbancross.maps.features import BBOX, SCHEMA, Features, boxes, decode, geoparquet
 from urbancross.maps.order import in_order
 from urbancross.storage import Place
 
 WHOLE = ".whole.json"  # names the parts and their rows; published last
 PART_NAME = "part-{:05d}.parquet"
 ROW_GROUP = 2048
+JOINED = ["tags", "geometry", "bbox"]  # columns that the join needs
+NO_FEATURES = SCHEMA.empty_table().select(JOINED)
 AHEAD = 2  # batches between the reader and the one that makes their shapes
 
 
@@ -124,13 +126,14 @@ class MapTable:
             if numbers:
                 with storage.parquet(self.table / name) as file:
                     for number in numbers:
-                        self.held[name, number] = file.read_row_group(number)
-        return concat([_near(self.held[group], tree) for group in wanted])
+                        self.held[name, number] = file.read_row_group(number, JOINED)
+        found = [_near(self.held[group], tree) for group in wanted]
+        return decode(pa.concat_tables(found) if found else NO_FEATURES)
 
 
-def _near(table: pa.Table, tree: shapely.STRtree) -> Features:
+def _near(table: pa.Table, tree: shapely.STRtree) -> pa.Table:
     near = np.unique(tree.query(shapely.box(*boxes(table).T))[0])
-    return decode(table if len(near) == table.num_rows else table.take(pa.array(near)))
+    return table if len(near) == table.num_rows else table.take(pa.array(near))
 
 
 def _box(group: pq.RowGroupMetaData) -> list[float]:

@@ -155,7 +155,8 @@ def _is_seen(key: str, value: str) -> bool:
 
 def tag_list(tags: Mapping[str, str]) -> list[str]:
     """The visible tags as `key=value`, one for each of several values (`sport=tennis;soccer` gives two)."""
-    return [f"{key}={value}" for key, values in visible(tags).items() for value in values.split(";")]
+    told = (f"{key}={value}" for key, values in visible(tags).items() for value in values.split(";"))
+    return list(dict.fromkeys(told))
 
 
 def is_area(tags: Mapping[str, str]) -> bool:
