@@ -13,7 +13,7 @@ MAY_PRINT = {
     ROOT / "urbancross" / file
     for file in (
         "cli.py",
-        "config.py",
+        "command_line.py",
         "demo.py",
         "search.py",
         "explain.py",

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from urbancross import cli, config, storage
-from urbancross.config import ReportConfig, from_command_line
+from urbancross.command_line import from_command_line
+from urbancross.config import ReportConfig
 from urbancross.errors import CheckpointError, ConfigError, SchemaError, StorageError, TrainingError
 from urbancross.runs import Balance, balances
 
@@ -59,13 +60,13 @@ def test_a_flag_that_does_not_fit_gets_one_line(arguments: list[str], wanted: st
 def test_no_setting_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SEED", "7")
     monkeypatch.setenv("WORKERS", "9")
-    read = config.from_command_line(config.EmbedConfig, ["--archive", "a", "--checkpoint", "c"], "urbancross embed")
+    read = from_command_line(config.EmbedConfig, ["--archive", "a", "--checkpoint", "c"], "urbancross embed")
     assert read.workers != 9
     assert config.CaptionConfig(archive="a").seed == 0
 
 
 def test_a_flag_reaches_its_field():
-    read = config.from_command_line(
+    read = from_command_line(
         config.SearchConfig, ["--archive", "a", "two words", "--json", "--bbox", "1,2,3,4"], "urbancross search"
     )
     assert (read.text, read.json_, read.bbox, read.top) == ("two words", True, "1,2,3,4", 10)
@@ -74,7 +75,7 @@ def test_a_flag_reaches_its_field():
 def test_a_value_that_begins_with_a_minus_is_no_flag():
     def bbox(*flags: str) -> str | None:
         told = ["--archive", "a", "boats", *flags, "--top", "2"]
-        return config.from_command_line(config.SearchConfig, told, "urbancross search").bbox
+        return from_command_line(config.SearchConfig, told, "urbancross search").bbox
 
     assert bbox("--bbox", "-3.2,55.9,-3.1,56.0") == "-3.2,55.9,-3.1,56.0"
     assert bbox("--bbox=-3.2,55.9,-3.1,56.0") == "-3.2,55.9,-3.1,56.0"

@@ -15,6 +15,7 @@ from typing import Any
 from scipy.stats import t
 
 from urbancross import cli, config, storage
+from urbancross.command_line import from_command_line
 from urbancross.errors import UrbanCrossError
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     for seed in told.seeds:
         out = home / f"adapted-{seed}"
         flags = ["--checkpoint", told.checkpoint, "--source", told.source, "--target", told.target, "--out", str(out)]
-        adapt = config.from_command_line(
+        adapt = from_command_line(
             config.AdaptConfig,
             [*flags, "--seed", str(seed), *captions, *(flag for flag in more if flag != "--")],
             "adapt",

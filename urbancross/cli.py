@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from urbancross import config as settings
 from urbancross import runs, storage
+from urbancross.command_line import from_command_line
 from urbancross.errors import CheckpointError, ConfigError, SchemaError, UrbanCrossError
 
 DONE, STOPPED, BAD_INPUT = 0, 1, 2
@@ -54,7 +55,7 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> Non
         if verb not in VERBS:
             print(f"urbancross {verb}: no such verb; one of {', '.join(VERBS)}", file=sys.stderr)
             sys.exit(BAD_INPUT)
-    config = settings.from_command_line(VERBS[verb].kind, arguments, program)
+    config = from_command_line(VERBS[verb].kind, arguments, program)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a verb as Ctrl-C does
     try:
         call(verb, config)

@@ -1,20 +1,11 @@
-"""One settings model per verb, and the command line that fills it. A default lives here and nowhere else."""
+"""One settings model per verb. A default lives here and nowhere else."""
 
 import os
 import re
-import sys
-from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    CliPositionalArg,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic_settings import BaseSettings, CliPositionalArg, PydanticBaseSettingsSource, SettingsConfigDict
 
 Split = Literal["train", "valid", "test"]
 
@@ -108,8 +99,14 @@ class IngestConfig(StageConfig):
 class GeotagConfig(StageConfig):
     """Give every tile the geo-tags of the map features that lie on it (table `geotags`)."""
 
-    osm: str
-    """OpenStreetMap extract: .osm, .osm.gz or .osm.pbf."""
+    osm: str | None = None
+    """OpenStreetMap extract: .osm, .osm.gz or .osm.pbf; or else --features."""
+    features: str | None = None
+    """Map features: GeoParquet (Overture's too), GeoJSON or GeoJSON lines, in any reference system."""
+    licence: str | None = None
+    """The map's licence line, kept with the tags; default: OpenStreetMap's for --osm, `unknown` for --features."""
+    nearby: NonNegativeFloat = 2.0
+    """How far outside a tile with few tags to look for more, in sides of the tile."""
     max_tags: PositiveInt = 12
     """Tags per tile, the largest visible area first."""
 
@@ -325,7 +322,7 @@ class SearchConfig(ArchiveConfig):
     split: Split | None = None
     """Only tiles of this split."""
     bbox: str | None = None
-    """Only tiles that meet this box: west,south,east,north in degrees."""
+    """Only tiles that meet this box: west,south,east,north in degrees; west > east across the antimeridian."""
     top: PositiveInt = 10
     """How many tiles to return."""
     json_: bool = Field(default=False, alias="json")
@@ -383,63 +380,3 @@ class DemoConfig(Config):
     """Actors and training processes that work at the same time."""
     seed: int = 1
     """Seed of everything."""
-
-
-C = TypeVar("C", bound=Config)
-
-
-def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> C:
-    """Read flags into `kind`; `--help` shows every field, its meaning and its default.
-
-    A flag that does not fit ends the program with exit code 2 and one line per flag on stderr.
-    """
-    kind.model_config["cli_prog_name"] = program
-    try:
-        others, texts = _whole_texts(_with_negative_values(arguments), kind)
-        return CliApp.run(kind, cli_args=others, **texts)
-    except ValidationError as error:
-        lines = [
-            f"{_flag(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
-            + ("" if problem["type"] == "missing" else f", got {problem['input']!r}")
-            for problem in error.errors()
-        ]
-    except SettingsError as error:
-        lines = [str(error).removeprefix("error parsing CLI: ").replace("\n", " ")]
-    print("\n".join(f"{program}: {line}; see {program} --help" for line in lines), file=sys.stderr)
-    sys.exit(2)
-
-
-def _with_negative_values(arguments: Sequence[str]) -> list[str]:
-    """`--bbox -3.2,55.9,...` as `--bbox=-3.2,55.9,...`: argparse takes the value for a flag otherwise."""
-    joined: list[str] = []
-    for argument in arguments:
-        flag = joined[-1] if joined else ""
-        if re.match(r"-[\d.]", argument) and flag.startswith("--") and "=" not in flag:
-            joined[-1] = f"{flag}={argument}"
-        else:
-            joined.append(argument)
-    return joined
-
-
-def _whole_texts(arguments: list[str], kind: type[Config]) -> tuple[list[str], dict[str, Any]]:
-    """Take out the flags that may be said again and again, each with one text: pydantic-settings cuts texts at commas.
-
-    Returns:
-        The other arguments, and the texts by field.
-    """
-    names = {_flag((name,)): name for name, field in kind.model_fields.items() if field.annotation == list[str] | None}
-    others: list[str] = []
-    texts: dict[str, Any] = {}
-    left = iter(arguments)
-    for argument in left:
-        flag, sign, value = argument.partition("=")
-        text = value if sign else next(left, None) if flag in names else None
-        if flag in names and text is not None:
-            texts.setdefault(names[flag], []).append(text)
-        else:
-            others.append(argument)
-    return others, texts
-
-
-def _flag(location: tuple[int | str, ...]) -> str:
-    return "--" + str(location[0]).rstrip("_").replace("_", "-") if location else "arguments"

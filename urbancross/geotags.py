@@ -5,6 +5,7 @@ come in degrees; what is measured is measured in metres on a map about each tile
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -298,7 +299,7 @@ def _told(pairs: Pairs, features: Features, count: int, by_size: bool = False) -
         order = np.lexsort([tag, -np.bincount(same, pairs.areas_m2[pair], len(tag)), tile])
     ends = np.searchsorted(tile, np.arange(count + 1))
     codes = (tag % max(len(features.vocabulary), 1))[order]
-    return [codes[start:stop].tolist() for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+    return [codes[start:stop].tolist() for start, stop in pairwise(ends)]
 
 
 def _tags(pairs: Pairs, features: Features) -> tuple[np.ndarray, np.ndarray]:

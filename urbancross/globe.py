@@ -101,9 +101,10 @@ def _cut(shape: BaseGeometry) -> BaseGeometry:
     )
 
 
-def across(west: float, east: float) -> float:
-    """How many degrees of longitude lie between two edges, from west to east."""
-    return east - west if west <= east else east - west + 360
+def are_bounds(west: float, south: float, east: float, north: float) -> bool:
+    """Whether these are bounds; those across the antimeridian go less than half the way around: more is a mix-up."""
+    in_range = -180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90
+    return in_range and (west <= east or east - west + 360 <= 180)
 
 
 def meets(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import osmium
 import pyarrow as pa
 import shapely
-from osmium.osm.types import OSMEntity, TagList
+from osmium.osm.types import Area, Node, OSMEntity, TagList, Way
 
 from urbancross.errors import ConfigError
 from urbancross.maps.features import encode
@@ -88,8 +88,7 @@ def _batches(path: Path, nodes: str) -> Iterator[Batch]:
     known: dict[tuple[tuple[str, str], ...], tuple[tuple[str, ...], bool]] = {}
     batch, placeless = Batch(), 0
     for item in objects:
-        area = item.is_area()
-        if area and item.from_way():
+        if isinstance(item, Area) and item.from_way():
             continue  # it was taken as a way
         told = _told(item.tags)
         found = known.get(told)
@@ -98,14 +97,13 @@ def _batches(path: Path, nodes: str) -> Iterator[Batch]:
         tags, bounds_area = found
         if not tags:
             continue
-        way = not area and item.is_way()
-        wkb = _wkb(item, way, area)
+        wkb = _wkb(item)
         if wkb is None:
             placeless += 1
             continue
-        if way and bounds_area and item.is_closed():
+        if bounds_area and isinstance(item, Way) and item.is_closed():
             batch.rings.append(len(batch.ids))
-        batch.ids.append(f"way/{item.id}" if way else f"relation/{item.orig_id()}" if area else f"node/{item.id}")
+        batch.ids.append(_name(item))
         batch.tags.append(tags)
         batch.shapes.append(wkb)
         if len(batch.ids) == BATCH:
@@ -124,14 +122,26 @@ def _told(tags: TagList) -> tuple[tuple[str, str], ...]:
     return tuple([(key, tags[key]) for key in TOLD if key in tags])
 
 
-def _wkb(item: OSMEntity, way: bool, area: bool) -> str | None:
+def _name(item: OSMEntity) -> str:
+    if isinstance(item, Way):
+        return f"way/{item.id}"
+    if isinstance(item, Area):
+        return f"relation/{item.orig_id()}"
+    assert isinstance(item, Node)
+    return f"node/{item.id}"
+
+
+def _wkb(item: OSMEntity) -> str | None:
     """The point, line or multipolygon of a node, way or area as WKB in hex; none where the file lacks its nodes."""
     try:
-        if way:
+        if isinstance(item, Way):
             return _WKB.create_linestring(item)
-        return _WKB.create_multipolygon(item) if area else _WKB.create_point(item)
+        if isinstance(item, Node):
+            return _WKB.create_point(item)
+        if isinstance(item, Area):
+            return _WKB.create_multipolygon(item)
     except (RuntimeError, osmium.InvalidLocationError):  # nodes outside the extract, open rings, all in one place
-        if way:
+        if isinstance(item, Way):
             places = [(node.lon, node.lat) for node in item.nodes if node.location.valid()]
             return shapely.LineString(places).wkb_hex if len(set(places)) > 1 else None
     return None
