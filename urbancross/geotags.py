@@ -16,6 +16,7 @@ from urbancross.errors import TileError
 from urbancross.maps.features import Features
 from urbancross.maps.visible import width_m
 
+SAME_M = 1e-3  # what is nearer is the same place
 NEAR_POLE = 85.0  # degrees of latitude beyond which a box in degrees tells little of distances
 MAX_REACH_M = 2_000_000.0  # of a neighbourhood: beyond, a plane about a tile is no map any more
 
@@ -178,13 +179,15 @@ def _clipped(shapes: np.ndarray, outlines: np.ndarray, tile: np.ndarray) -> np.n
     Args:
         tile: `[len(shapes)]` numbers of outlines, in order.
     """
+    if not len(tile):
+        return shapes
     edges = shapely.bounds(outlines)
     begins = _begins(tile)
     parts = [
         shapely.clip_by_rect(shapes[start:stop], *edges[tile[start]])
         for start, stop in zip(begins, [*begins[1:], len(tile)], strict=True)
     ]
-    found = np.concatenate(parts) if parts else shapes
+    found = np.concatenate(parts)
     is_box = shapely.area(shapely.envelope(outlines)) - shapely.area(outlines) < 1e-12
     valid = shapely.is_valid(found)
     found[~valid] = shapes[~valid]
@@ -210,6 +213,7 @@ def _central(tiles: Tiles, pairs: Pairs, widths_m: np.ndarray) -> np.ndarray:
     distances_m = shapely.distance(shapes, shapely.Point(0, 0))
     lines = shapely.get_dimensions(shapes) == 1
     distances_m = np.maximum(distances_m - np.where(lines, widths_m[pairs.feature[near]] / 2, 0.0), 0.0)
+    distances_m[distances_m < SAME_M] = 0  # the seam of a polygon around a pole is a line through it
     order = np.lexsort([near, distances_m, tile])
     central[near[order[_begins(tile[order])]]] = True
     central[near[distances_m == 0]] = True

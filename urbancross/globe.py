@@ -94,7 +94,8 @@ def _cut(shape: BaseGeometry) -> BaseGeometry:
     shape = shapely.get_geometry(shape, 0)
     corners = shapely.get_coordinates(shape)
     jumps = np.abs(np.diff(corners[:, 0]))
-    if not ((jumps > 180) & (jumps < 360)).any():  # 360 is the frame of a map that goes all around
+    along_pole = np.abs(corners[:-1, 1] + corners[1:, 1]) > 2 * AT_POLE
+    if not ((jumps > 180) & (jumps < 360) & ~along_pole).any():  # 360 is the frame of a map that goes all around
         return shape
     return wrapped(
         shapely.transform(shape, lambda xy: np.column_stack([np.where(xy[:, 0] < 0, 360, 0) + xy[:, 0], xy[:, 1]]))
@@ -197,9 +198,11 @@ def centres(shapes: np.ndarray) -> np.ndarray:
     """`[N, 2]` degrees: the middle of each shape, whatever cut or pole runs through it."""
     corners, shape = shapely.get_coordinates(shapes, return_index=True)
     x, y, z = (np.bincount(shape, axis, len(shapes)) for axis in _on_ellipsoid(corners))
-    rough = np.degrees(np.column_stack([np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))]))
-    middle = shapely.get_coordinates(shapely.centroid(on_planes(shapes, rough)))
-    return unplane(middle, rough)
+    lats = np.arctan2(z, (1 - SQUARED_ECCENTRICITY) * np.hypot(x, y))
+    found = np.degrees(np.column_stack([np.arctan2(y, x), lats]))
+    for _ in range(2):  # the mean of the corners may lie to one side
+        found = unplane(shapely.get_coordinates(shapely.centroid(on_planes(shapes, found))), found)
+    return found
 
 
 def on_planes(shapes: np.ndarray, centres: np.ndarray) -> np.ndarray:
