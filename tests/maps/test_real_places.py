@@ -143,8 +143,8 @@ BY_HAND = [
         {"landuse=farmland": 1, "landuse=meadow": 1, "landuse=quarry": 1, "highway=path": 1, "highway=track": 1},
     ),
     # Service way 15416690 at 13.3 m less half its width; parking and the avenue follow at 24.5. Its woods are
-    # relations that lack ways, as is its meadow. 11 fit after the central one: steps of 32 m² and single trees are left out, and
-    # so are the footways in a tunnel and the cable underground.
+    # relations that lack ways, as is its meadow. 11 fit after the central one: steps of 32 m² and single trees are left
+    # out, and so are the footways in a tunnel and the cable underground.
     (
         "berlin",
         (35197, 21494),

@@ -236,6 +236,8 @@ class _Objects:
 
     def begin(self) -> int:
         """Where the first feature begins; keeps the reference system that is told before."""
+        while '"geometry"' not in self.held and "[" not in self.held.partition('"features"')[2] and self.more():
+            pass
         start = self.held.find('"features"')
         if start < 0 or '"geometry"' in self.held[:start]:
             return 0  # lines of features, or a single one
