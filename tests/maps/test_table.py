@@ -8,6 +8,7 @@ import pytest
 import shapely
 
 from urbancross import storage
+from urbancross.errors import ConfigError
 from urbancross.maps import order, table
 from urbancross.maps.features import boxes, decode, encode
 
@@ -96,7 +97,9 @@ def test_a_part_that_is_lost_or_cut_is_told(tmp_path, monkeypatch):
     assert second in told[1]
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_maps_of_nothing_and_of_one_thing_are_tables(tmp_path, number):
-    assert table.write(tmp_path, scattered(number), {}) == number
-    assert len(table.MapTable(tmp_path).meeting(np.array([shapely.box(0, 0, 90, 90)], dtype=object))) == number
+def test_a_map_of_one_thing_is_a_table_and_a_map_of_nothing_is_none(tmp_path):
+    assert table.write(tmp_path / "one", scattered(1), {}) == 1
+    assert len(table.MapTable(tmp_path / "one").meeting(np.array([shapely.box(0, 0, 90, 90)], dtype=object))) == 1
+    assert table.write(tmp_path / "none", scattered(0), {}) == 0
+    with pytest.raises(ConfigError, match="is not whole; run geotag again"):
+        table.MapTable(tmp_path / "none")

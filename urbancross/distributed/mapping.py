@@ -72,6 +72,11 @@ def make_map(archive: Place, file: MapFile, config: GeotagConfig) -> None:
             storage.remove(place / name)
         say(f"{file.table}: reading {file.path.name}")
         found = table.write(place, _while_held(file.read(file.path), held), maker)
+        if not found:
+            raise ConfigError(
+                f"{file.path}: nothing in it can be seen from above; give a map with buildings, roads or land use, "
+                "its tags in columns named like OpenStreetMap's keys or in a column `tags`"
+            )
     say(f"{file.table}: {found:,} features that can be seen, {file.licence}")
 
 

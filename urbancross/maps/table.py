@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import shapely
 
 from urbancross import storage
-from urbancross.errors import SchemaError
+from urbancross.errors import ConfigError, SchemaError
 from urbancross.maps.features import BBOX, SCHEMA, Features, boxes, decode, geoparquet
 from urbancross.maps.order import in_order
 from urbancross.storage import Place
@@ -35,14 +35,15 @@ class Batch(Protocol):
 
 
 def write(table: Place, batches: Iterable[Batch], maker: dict[str, Any]) -> int:
-    """Publish all features as a whole table; returns their number."""
+    """Publish all features as a whole table, unless there are none; returns their number."""
     schema = storage.with_made_by(geoparquet(), maker)
     rows: dict[str, int] = {}
     for part in in_order(_tables(batches)):
         name = PART_NAME.format(len(rows))
         storage.create(table / name, encoded(part.replace_schema_metadata(schema.metadata)))
         rows[name] = part.num_rows
-    storage.write_json(table / WHOLE, {"parts": rows})
+    if rows:
+        storage.write_json(table / WHOLE, {"parts": rows})
     return sum(rows.values())
 
 
@@ -105,10 +106,17 @@ class MapTable:
     """
 
     def __init__(self, table: Place) -> None:
+        """
+        Raises:
+            ConfigError: the table is not there, or not whole.
+        """
+        rows = parts(table)
+        if rows is None:
+            raise ConfigError(f"{table} is not whole; run geotag again with the map that it was made from")
         self.table = table
         self.groups: list[tuple[str, int]] = []
         found: list[list[float]] = []
-        for name in parts(table) or {}:
+        for name in rows:
             with storage.parquet(table / name) as file:
                 for number in range(file.metadata.num_row_groups):
                     self.groups.append((name, number))
