@@ -16,6 +16,7 @@ from urbancross.errors import TileError
 from urbancross.maps.features import Features
 from urbancross.maps.visible import width_m
 
+BATCH_TILES = 1024  # joined at a time: neighbours share the features around them
 SAME_M = 1e-3  # what is nearer is the same place
 NEAR_POLE = 85.0  # degrees of latitude beyond which a box in degrees tells little of distances
 MAX_REACH_M = 2_000_000.0  # of a neighbourhood: beyond, a plane about a tile is no map any more
@@ -104,10 +105,7 @@ class Boxes:
 
     @classmethod
     def of(cls, features: Features, widths_m: np.ndarray) -> "Boxes":
-        lines = shapely.get_dimensions(features.shapes) == 1
-        areas_m2 = globe.areas_m2(features.shapes)
-        areas_m2[lines] = globe.lengths_m(features.shapes[lines]) * widths_m[lines]
-        return cls(shapely.bounds(features.shapes).reshape(-1, 4), areas_m2)
+        return cls(shapely.bounds(features.shapes).reshape(-1, 4), _covers_m2(features.shapes, widths_m))
 
 
 def tag_tiles(tiles: Tiles, features: Features, max_tags: int = 12, nearby: float = 2.0) -> list[dict[str, Any]]:
@@ -125,7 +123,8 @@ def tag_tiles(tiles: Tiles, features: Features, max_tags: int = 12, nearby: floa
     tree = shapely.STRtree(features.shapes)
     widths_m = _widths_m(features)
     count = len(tiles.outlines)
-    inside = _inside(tiles, tree, features, widths_m)
+    boxes = Boxes.of(features, widths_m)
+    inside = _inside(tiles, tree, features, boxes, widths_m)
     central = _central(tiles, inside, widths_m)
     center = _told(inside.take(central), features, count, by_size=True)
     around = _told(inside.take(~central), features, count)
@@ -139,7 +138,7 @@ def tag_tiles(tiles: Tiles, features: Features, max_tags: int = 12, nearby: floa
         found.append({"center": first, "surrounding": others, "nearby": []})
     sparse = np.flatnonzero(rooms)
     if nearby > 0 and len(sparse):
-        outside = _outside(tiles, sparse, inside, tree, Boxes.of(features, widths_m), nearby)
+        outside = _outside(tiles, sparse, inside, tree, boxes, nearby)
         for tile, codes in enumerate(_told(outside, features, count)):
             told = found[tile]
             told["nearby"] = _others(codes, told["center"] + told["surrounding"], rooms[tile])
@@ -155,19 +154,25 @@ def _others(codes: list[int], told: list[int], room: int) -> list[int]:
     return [code for code in codes if code not in told][:room]
 
 
-def _inside(tiles: Tiles, tree: shapely.STRtree, features: Features, widths_m: np.ndarray) -> Pairs:
+def _inside(tiles: Tiles, tree: shapely.STRtree, features: Features, boxes: Boxes, widths_m: np.ndarray) -> Pairs:
     """The features in each tile, clipped to it; one that only touches its edge is not in it."""
     tile, feature = _meeting(tree, tiles.outlines)
     whole = features.shapes[feature]
     shapes = whole.copy()
     cut = np.flatnonzero(~shapely.contains_properly(tiles.outlines[tile], whole))
     shapes[cut] = _clipped(whole[cut], tiles.outlines, tile[cut])
-    dimensions = shapely.get_dimensions(shapes)
-    met = np.flatnonzero(dimensions == shapely.get_dimensions(whole))
-    lines = met[dimensions[met] == 1]
-    areas_m2 = globe.areas_m2(shapes)
-    areas_m2[lines] = globe.lengths_m(shapes[lines]) * widths_m[feature[lines]]
+    met = np.flatnonzero(shapely.get_dimensions(shapes) == shapely.get_dimensions(whole))
+    areas_m2 = boxes.areas_m2[feature]
+    areas_m2[cut] = _covers_m2(shapes[cut], widths_m[feature[cut]])
     return Pairs(tile, feature, shapes, areas_m2).take(met)
+
+
+def _covers_m2(shapes: np.ndarray, widths_m: np.ndarray) -> np.ndarray:
+    """What shapes cover: areas as they are, lines by a width, points nothing."""
+    lines = shapely.get_dimensions(shapes) == 1
+    areas_m2 = globe.areas_m2(shapes)
+    areas_m2[lines] = globe.lengths_m(shapes[lines]) * widths_m[lines]
+    return areas_m2
 
 
 def _clipped(shapes: np.ndarray, outlines: np.ndarray, tile: np.ndarray) -> np.ndarray:
@@ -260,10 +265,14 @@ def _outside(
     tile, and what share of it lies in reach.
     """
     windows = tiles.windows(nearby)[some]
-    row, feature = _meeting(tree, windows)
+    row, feature = tree.query(windows)
     tile = some[row]
     size = len(boxes.areas_m2)
     out = ~np.isin(tile * size + feature, inside.tile * size + inside.feature, kind="sort")
+    wide = np.ptp(boxes.edges.reshape(-1, 2, 2), axis=1).max(axis=1) > np.degrees(tiles.sides_m.min() / globe.EQUATOR_M)
+    shapely.prepare(windows)
+    doubtful = np.flatnonzero(out & wide[feature])  # a small feature is where its box is
+    out[doubtful] = shapely.intersects(windows[row[doubtful]], tree.geometries[feature[doubtful]])
     row, tile, feature = row[out], tile[out], feature[out]
     place, window = boxes.edges[feature], shapely.bounds(windows)[row]
     middle, half = (place[:, :2] + place[:, 2:]) / 2, (place[:, 2:] - place[:, :2]) / 2

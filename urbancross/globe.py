@@ -143,7 +143,9 @@ def areas_m2(shapes: np.ndarray) -> np.ndarray:
 
 def lengths_m(shapes: np.ndarray) -> np.ndarray:
     """How long lines in degrees are."""
-    parts, shape = shapely.get_parts(shapes, return_index=True)
+    parts, shape = shapes, np.arange(len(shapes))
+    if (shapely.get_num_geometries(shapes) > 1).any():
+        parts, shape = shapely.get_parts(shapes, return_index=True)
     corners, part = shapely.get_coordinates(parts, return_index=True)
     same = part[1:] == part[:-1]
     east, north = metres_per_degree((corners[1:, 1] + corners[:-1, 1]) / 2)

@@ -100,6 +100,8 @@ def test_a_part_that_is_lost_or_cut_is_told(tmp_path, monkeypatch):
 def test_a_map_of_one_thing_is_a_table_and_a_map_of_nothing_is_none(tmp_path):
     assert table.write(tmp_path / "one", scattered(1), {}) == 1
     assert len(table.MapTable(tmp_path / "one").meeting(np.array([shapely.box(0, 0, 90, 90)], dtype=object))) == 1
-    assert table.write(tmp_path / "none", scattered(0), {}) == 0
+    nothing = Batch(encode([], [], np.empty(0, dtype=object)))
+    assert table.write(tmp_path / "none", [nothing, nothing], {}) == 0
+    assert storage.shards(tmp_path / "none") == []
     with pytest.raises(ConfigError, match="is not whole; run geotag again"):
         table.MapTable(tmp_path / "none")

@@ -12,13 +12,11 @@ from urbancross.distributed.mapping import make_map, map_file
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import run_stage
 from urbancross.errors import TileError, TileSkipped
-from urbancross.geotags import Tiles, tag_tiles
+from urbancross.geotags import BATCH_TILES, Tiles, tag_tiles
 from urbancross.maps.table import MapTable
 from urbancross.maps.visible import RULES
 from urbancross.runs import Balance
 from urbancross.tables import require_shards
-
-BATCH_TILES = 512
 
 
 class Geotagger:

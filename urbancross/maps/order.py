@@ -35,6 +35,8 @@ def in_order(
         held: list[pa.Table] = []
         total = size = 0
         for table in tables:
+            if not table.num_rows:
+                continue
             held.append(table)
             size += table.nbytes
             total += table.nbytes

@@ -117,7 +117,7 @@ def _batches(path: Path, nodes: str) -> Iterator[Batch]:
 
 def _told(tags: TagList) -> tuple[tuple[str, str], ...]:
     """The tags that count. To ask for each key is faster than to turn every tag of an address into Python's strings."""
-    if len(tags) < 2:
+    if len(tags) < 3:
         return tuple([(tag.k, tag.v) for tag in tags])
     return tuple([(key, tags[key]) for key in TOLD if key in tags])
 
