@@ -114,7 +114,7 @@ def plain(archive: Path, model: str) -> float:
         False,
         max_model_len=CONTEXT,
         max_num_seqs=SEQS,
-        engine_args=json.dumps(ARGUMENTS),
+        engine_args=ARGUMENTS,
     )
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams

@@ -1,122 +1,48 @@
-import gzip
-from pathlib import Path
+import math
 
+import numpy as np
 import pytest
 import shapely
 
-from urbancross.errors import ConfigError, TileError
-from urbancross.geotags import Feature, FeatureIndex, is_area, read_osm, visible
+from urbancross import globe
+from urbancross.errors import TileError
+from urbancross.geotags import Tiles, tag_tiles
+from urbancross.maps.features import decode, encode
+from urbancross.maps.visible import tag_list
 
-# A square of 0.1 degrees (nodes 1-4) with a smaller one inside (5-8), and a node in the middle.
-NODES = {
-    1: (0.0, 0.0),
-    2: (0.1, 0.0),
-    3: (0.1, 0.1),
-    4: (0.0, 0.1),
-    5: (0.04, 0.04),
-    6: (0.06, 0.04),
-    7: (0.06, 0.06),
-    8: (0.04, 0.06),
-}
+Thing = tuple[dict[str, str], shapely.Geometry]
 
 
-def osm(ways: str = "", relations: str = "", nodes: str = "", without: tuple[int, ...] = ()) -> str:
-    points = "".join(
-        f'<node id="{i}" version="1" lon="{x}" lat="{y}"/>' for i, (x, y) in NODES.items() if i not in without
+def square(west: float, south: float, side: float, **tags: str) -> tuple[dict[str, str], shapely.Geometry]:
+    return tags, shapely.box(west, south, west + side, south + side)
+
+
+def feature(tags: dict[str, str], shape: shapely.Geometry) -> Thing:
+    return tags, shape
+
+
+def told(things: list[Thing], outlines: list[shapely.Geometry], **settings) -> list[dict]:
+    ids = [str(number) for number in range(len(things))]
+    table = encode(
+        ids, [tuple(tag_list(tags)) for tags, _ in things], np.array([shape for _, shape in things], dtype=object)
     )
-    return f'<osm version="0.6">{points}{nodes}{ways}{relations}</osm>'
+    return tag_tiles(Tiles.at(np.array(outlines, dtype=object)), decode(table), **settings)
 
 
-def way(number: int, refs: list[int], **tags: str) -> str:
-    inner = "".join(f'<nd ref="{r}"/>' for r in refs) + "".join(f'<tag k="{k}" v="{v}"/>' for k, v in tags.items())
-    return f'<way id="{number}" version="1">{inner}</way>'
+class Index:
+    """Asks for one tile at a time, by its bounds."""
 
+    def __init__(self, things: list[Thing]) -> None:
+        self.things = things
 
-def read(tmp_path: Path, text: str) -> list[Feature]:
-    path = tmp_path / "map.osm"
-    path.write_text(text)
-    return read_osm(path)
-
-
-def square(west: float, south: float, side: float, **tags: str) -> Feature:
-    return Feature(tags, shapely.box(west, south, west + side, south + side))
-
-
-OUTER, INNER = [1, 2, 3, 4, 1], [5, 6, 7, 8, 5]
-
-
-def test_a_closed_way_is_an_area_or_a_loop_by_its_tags_and_never_both(tmp_path):
-    found = read(tmp_path, osm(way(1, OUTER, landuse="farmland") + way(2, INNER, highway="residential")))
-    assert [(f.tags, f.geometry.geom_type) for f in found] == [
-        ({"landuse": "farmland"}, "Polygon"),
-        ({"highway": "residential"}, "LineString"),
-    ]
-    assert found[0].geometry.equals(shapely.box(0, 0, 0.1, 0.1))
-
-
-def test_a_multipolygon_relation_is_assembled_with_its_hole(tmp_path):
-    relation = (
-        '<relation id="1" version="1"><member type="way" ref="1" role="outer"/>'
-        '<member type="way" ref="2" role="inner"/><tag k="type" v="multipolygon"/>'
-        '<tag k="natural" v="water"/></relation>'
-    )
-    (lake,) = read(tmp_path, osm(way(1, OUTER) + way(2, INNER), relation))
-    assert lake.tags["natural"] == "water"
-    assert lake.geometry.area == pytest.approx(0.1**2 - 0.02**2)
-
-
-def test_features_that_cannot_be_seen_are_not_read(tmp_path):
-    node = '<node id="9" version="1" lon="0.05" lat="0.05"><tag k="{}" v="{}"/></node>'
-    assert read(tmp_path, osm(nodes=node.format("natural", "tree")))[0].geometry.equals(shapely.Point(0.05, 0.05))
-    for key, value in [("name", "Oak"), ("shop", "bakery"), ("highway", "crossing"), ("amenity", "bench")]:
-        assert read(tmp_path, osm(nodes=node.format(key, value))) == []
-    assert read(tmp_path, osm(way(1, OUTER))) == []
-
-
-def test_a_way_that_leaves_the_extract_keeps_the_part_inside(tmp_path):
-    found = read(tmp_path, osm(way(1, [1, 2, 3], highway="track") + way(2, [3, 4], highway="path"), without=(3,)))
-    assert [f.geometry.wkt for f in found] == ["LINESTRING (0 0, 0.1 0)"]
-
-
-def test_compressed_files_read_alike(tmp_path):
-    text = osm(way(1, OUTER, building="house"))
-    path = tmp_path / "map.osm.gz"
-    path.write_bytes(gzip.compress(text.encode()))
-    assert read_osm(path) == read(tmp_path, text)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"<html></html>", osm(way(1, OUTER, building="yes")).encode()[:-20]])
-def test_a_file_that_is_missing_or_broken_is_one_line_that_names_it(tmp_path, content):
-    path = tmp_path / "map.osm"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
-        read_osm(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_only_what_is_seen_from_above_remains_of_the_tags():
-    assert visible({"name": "Main", "maxspeed": "30", "highway": "residential", "bridge": "no"}) == {
-        "highway": "residential"
-    }
-    assert visible({"building": "yes", "addr:street": "Main", "amenity": "cafe"}) == {"building": "yes"}
-    assert visible({"sport": "tennis;chess"}) == {"sport": "tennis"}
-    assert visible({"highway": "motorway", "tunnel": "yes"}) == {}
-    assert visible({"highway": "motorway", "tunnel": "no"}) == {"highway": "motorway"}
-
-
-def test_the_area_tag_decides_and_otherwise_one_area_tag_is_enough():
-    assert is_area({"highway": "pedestrian", "area": "yes"})
-    assert not is_area({"highway": "pedestrian"})
-    assert not is_area({"building": "yes", "area": "no"})
-    assert is_area({"barrier": "hedge", "landuse": "meadow"})
-    assert not is_area({"natural": "coastline"})
-    assert is_area({"railway": "station"})
+    def tags_of(self, bounds: tuple[float, ...], max_tags: int = 12) -> tuple[list[str], list[str]]:
+        (found,) = told(self.things, [globe.box(bounds)], max_tags=max_tags, nearby=0)
+        assert found["nearby_tags"] == []
+        return found["center_tags"], found["surrounding_tags"]
 
 
 def test_the_centre_is_what_lies_under_it_smallest_first_and_the_rest_goes_by_area():
-    index = FeatureIndex(
+    index = Index(
         [
             square(0.0, 0.0, 1.0, landuse="residential"),  # under the centre, covers everything
             square(0.45, 0.45, 0.1, amenity="school"),  # under the centre, small
@@ -129,16 +55,16 @@ def test_the_centre_is_what_lies_under_it_smallest_first_and_the_rest_goes_by_ar
 
 
 def test_without_anything_under_the_centre_the_nearest_feature_is_central():
-    index = FeatureIndex([square(0.0, 0.0, 0.3, natural="wood"), square(0.6, 0.6, 0.1, leisure="park")])
+    index = Index([square(0.0, 0.0, 0.3, natural="wood"), square(0.6, 0.6, 0.1, leisure="park")])
     assert index.tags_of((0, 0, 1, 1)) == (["leisure=park"], ["natural=wood"])
 
 
 def test_nearness_and_size_are_in_metres_not_degrees():
     # At 60 degrees north a degree of longitude is half as long: 0.3 east is nearer than 0.2 north.
-    index = FeatureIndex(
+    index = Index(
         [
-            Feature({"leisure": "park"}, shapely.Point(0.3, 60.0)),
-            Feature({"natural": "tree"}, shapely.Point(0.0, 60.2)),
+            feature({"leisure": "park"}, shapely.Point(0.3, 60.0)),
+            feature({"natural": "tree"}, shapely.Point(0.0, 60.2)),
         ]
     )
     assert index.tags_of((-0.5, 59.5, 0.5, 60.5))[0] == ["leisure=park"]
@@ -146,12 +72,12 @@ def test_nearness_and_size_are_in_metres_not_degrees():
 
 def test_many_small_features_of_one_tag_outweigh_a_larger_one():
     houses = [square(0.1 * i, 0.0, 0.05, building="house") for i in range(8)]  # 0.02 in all
-    index = FeatureIndex([square(0.4, 0.4, 0.2, amenity="school"), square(0.0, 0.5, 0.12, leisure="park"), *houses])
+    index = Index([square(0.4, 0.4, 0.2, amenity="school"), square(0.0, 0.5, 0.12, leisure="park"), *houses])
     assert index.tags_of((0, 0, 1, 1))[1] == ["building=house", "leisure=park"]
 
 
 def test_only_the_part_inside_the_tile_counts_and_an_edge_is_not_inside():
-    index = FeatureIndex(
+    index = Index(
         [
             square(0.4, 0.4, 0.2, amenity="school"),
             square(0.95, 0.0, 5.0, natural="water"),  # 0.05 inside, however large
@@ -163,12 +89,12 @@ def test_only_the_part_inside_the_tile_counts_and_an_edge_is_not_inside():
 
 
 def test_lines_weigh_by_their_width_and_points_come_last():
-    index = FeatureIndex(
+    index = Index(
         [
             square(0.0049, 0.0049, 0.0002, amenity="school"),
-            Feature({"highway": "motorway"}, shapely.LineString([(0, 0.002), (0.01, 0.002)])),
-            Feature({"highway": "path"}, shapely.LineString([(0, 0.001), (0.01, 0.001)])),
-            Feature({"aeroway": "helipad"}, shapely.Point(0.008, 0.008)),
+            feature({"highway": "motorway"}, shapely.LineString([(0, 0.002), (0.01, 0.002)])),
+            feature({"highway": "path"}, shapely.LineString([(0, 0.001), (0.01, 0.001)])),
+            feature({"aeroway": "helipad"}, shapely.Point(0.008, 0.008)),
         ]
     )
     assert index.tags_of((0, 0, 0.01, 0.01))[1] == ["highway=motorway", "highway=path", "aeroway=helipad"]
@@ -177,13 +103,13 @@ def test_lines_weigh_by_their_width_and_points_come_last():
 def test_a_road_through_the_centre_is_under_it_within_half_its_width():
     near, far = 5 / 111_320, 20 / 111_320  # metres; a motorway is 25 m wide
     for off, centre in [(near, ["natural=wood", "highway=motorway"]), (far, ["natural=wood"])]:
-        road = Feature({"highway": "motorway"}, shapely.LineString([(0, 0.5 + off), (1, 0.5 + off)]))
+        road = feature({"highway": "motorway"}, shapely.LineString([(0, 0.5 + off), (1, 0.5 + off)]))
         wood = square(0.499, 0.499, 0.002, natural="wood")
-        assert FeatureIndex([road, wood]).tags_of((0, 0, 1, 1))[0] == centre
+        assert Index([road, wood]).tags_of((0, 0, 1, 1))[0] == centre
 
 
 def test_no_tag_is_told_twice_and_the_cap_holds_for_both_lists_together():
-    index = FeatureIndex(
+    index = Index(
         [square(0.4, 0.4, 0.2, leisure="pitch", sport="tennis;soccer"), square(0, 0, 0.1, leisure="pitch")]
         + [square(0.1 * i, 0.8, 0.01 * (9 - i), landuse=use) for i, use in enumerate(["grass", "forest", "meadow"])]
     )
@@ -194,17 +120,110 @@ def test_no_tag_is_told_twice_and_the_cap_holds_for_both_lists_together():
     assert index.tags_of((0, 0, 1, 1), max_tags=2) == (["leisure=pitch", "sport=tennis"], [])
 
 
-def test_a_place_without_features_has_no_tags(tmp_path):
-    assert FeatureIndex([]).tags_of((0, 0, 1, 1)) == ([], [])
-    assert FeatureIndex(read(tmp_path, osm())).tags_of((0, 0, 1, 1)) == ([], [])
-    assert FeatureIndex([square(5, 5, 1, natural="wood")]).tags_of((0, 0, 1, 1)) == ([], [])
+def test_a_place_without_features_has_no_tags():
+    assert Index([]).tags_of((0, 0, 1, 1)) == ([], [])
+    assert Index([square(5, 5, 1, natural="wood")]).tags_of((0, 0, 1, 1)) == ([], [])
 
 
-def test_a_polygon_that_crosses_itself_is_repaired():
-    bow_tie = shapely.Polygon([(0.2, 0.2), (0.8, 0.8), (0.8, 0.2), (0.2, 0.8)])
-    assert FeatureIndex([Feature({"natural": "wood"}, bow_tie)]).tags_of((0, 0, 1, 1)) == (["natural=wood"], [])
+BOX = shapely.box(0, 0, 1, 1)
 
 
-def test_bounds_that_enclose_nothing_are_refused():
-    with pytest.raises(TileError, match="west < east"):
-        FeatureIndex([]).tags_of((1, 0, 0, 1))
+def test_each_tag_says_how_many_features_of_the_tile_carry_it():
+    houses = [square(0.1 * i, 0.0, 0.05, building="house") for i in range(8)]
+    under = square(0.45, 0.45, 0.1, building="house", amenity="school")
+    (found,) = told([*houses, under, square(0, 0.7, 0.2, leisure="park"), square(3, 3, 1, building="house")], [BOX])
+    assert found["center_tags"] == ["amenity=school", "building=house"]
+    assert found["center_counts"] == [1, 9]
+    assert found["surrounding_tags"] == ["leisure=park"]
+    assert found["surrounding_counts"] == [1]
+
+
+def test_many_tiles_at_once_are_told_what_each_is_told_alone():
+    rng = np.random.default_rng(0)
+    kinds = ["wood", "water", "scrub", "heath", "sand"]
+    things = [square(x, y, 0.4 * s, natural=kinds[i % 5]) for i, (x, y, s) in enumerate(rng.random((60, 3)) * 4)]
+    boxes = [shapely.box(x, y, x + 1, y + 1) for x in range(4) for y in range(4)]
+    assert told(things, boxes) == [told(things, [box])[0] for box in boxes]
+
+
+def test_nearby_tags_lie_outside_and_fade_with_the_distance():
+    things = [
+        square(0.4, 0.4, 0.2, amenity="school"),
+        square(1.5, 0, 0.5, natural="wood"),  # half a side away, a quarter of a tile: 0.25 / e^0.5 = 0.15
+        square(2.5, 0, 0.6, leisure="park"),  # 1.5 sides away, 0.36 of a tile: 0.36 / e^1.5 = 0.08
+        square(1.5, 0.6, 0.3, amenity="school"),  # told already
+        square(3.5, 0, 1, natural="water"),  # farther than two sides
+    ]
+    (found,) = told(things, [BOX], nearby=2.0)
+    assert found["surrounding_tags"] == []
+    assert found["nearby_tags"] == ["natural=wood", "leisure=park"]
+    assert told(things, [BOX], nearby=1.0)[0]["nearby_tags"] == ["natural=wood"]
+    assert told(things, [BOX], nearby=0.0)[0]["nearby_tags"] == []
+
+
+def test_a_tile_that_has_enough_tags_of_its_own_looks_no_farther():
+    things = [square(0.4, 0.4, 0.2, amenity="school"), square(1.2, 0, 0.5, natural="wood")]
+    assert told(things, [BOX], max_tags=1)[0]["nearby_tags"] == []
+    assert told(things, [BOX], max_tags=2)[0]["nearby_tags"] == ["natural=wood"]
+
+
+def at(place: tuple[float, float], east_m: float, north_m: float, side_m: float) -> shapely.Geometry:
+    """A square on the ground, given in metres about a place; cut at the antimeridian."""
+    along, no = np.linspace(-1, 1, 32, endpoint=False), np.ones(32)
+    ring = np.column_stack([np.hstack([along, no, -along, -no]), np.hstack([-no, along, no, -along])])
+    xy = ring * side_m / 2 + [east_m, north_m]
+    return globe.outline(*globe.unplane(xy, np.array([place])).T)[0]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        (10.0, 50.0),
+        (180.0, -16.8),
+        (-180.0, -16.8),
+        (-179.9995, 66.0),
+        (0.0, 0.0),
+        (37.0, 89.999),
+        (12.0, -90.0),
+        (55.0, 90.0),
+    ],
+    ids=str,
+)
+def test_the_same_ground_has_the_same_tags_wherever_it_lies(place):
+    """Fiji and Chukotka, where the antimeridian runs through the tile, and both poles."""
+    things = [
+        feature({"landuse": "residential"}, at(place, 0, 0, 900)),
+        feature({"amenity": "school"}, at(place, 10, -10, 60)),
+        feature({"natural": "wood"}, at(place, -350, 0, 150)),  # west, whatever its longitude
+        feature({"natural": "water"}, at(place, 350, 0, 140)),  # east
+        feature({"leisure": "park"}, at(place, 0, 300, 120)),
+        feature({"natural": "scrub"}, at(place, 1000, 0, 200)),  # 400 m outside
+        feature({"natural": "heath"}, at(place, -6000, 0, 500)),  # out of reach
+    ]
+    (found,) = told(things, [at(place, 0, 0, 1000)])
+    assert found["center_tags"] == ["amenity=school", "landuse=residential"]
+    assert found["surrounding_tags"] == ["natural=wood", "natural=water", "leisure=park"]
+    assert found["nearby_tags"] == ["natural=scrub"]
+    assert [*found["center_counts"], *found["surrounding_counts"]] == [1] * 5
+
+
+def test_an_outline_that_is_no_box_keeps_what_lies_beside_it_out():
+    diamond = shapely.Polygon([(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)])
+    things = [square(0.45, 0.45, 0.1, amenity="school"), square(0.0, 0.0, 0.2, natural="wood")]
+    assert told(things, [diamond], nearby=0)[0]["surrounding_tags"] == []
+    assert told(things, [BOX], nearby=0)[0]["surrounding_tags"] == ["natural=wood"]
+
+
+def test_an_outline_that_encloses_nothing_is_refused():
+    with pytest.raises(TileError, match="encloses nothing"):
+        Tiles.at(np.array([shapely.box(0, 0, 0, 1)], dtype=object))
+
+
+def test_areas_and_lengths_are_those_on_the_ellipsoid():
+    """Of a degree at 60 north: 55.8 km of the parallel, 111.4 km of the meridian."""
+    cell = np.array([shapely.box(24, 60, 25, 61)], dtype=object)
+    assert globe.areas_m2(cell)[0] == pytest.approx(6_122_000_000, rel=1e-3)
+    lines = np.array([shapely.LineString([(24, 60), (25, 60)]), shapely.LineString([(24, 60), (24, 61)])], dtype=object)
+    assert globe.lengths_m(lines) == pytest.approx([55_800, 111_420], rel=1e-3)
+    cap = np.array([globe.outline(np.arange(0, 360, 5.0), np.full(72, 89.0))[0]], dtype=object)
+    assert globe.areas_m2(cap)[0] == pytest.approx(math.pi * 111_694**2, rel=1e-3)

@@ -7,9 +7,10 @@ import rasterio
 import shapely
 from affine import Affine
 from PIL import Image
+from pyproj import Transformer
 from rasterio.transform import from_origin
 
-from urbancross import tiles
+from urbancross import globe, tiles
 from urbancross.errors import ConfigError, TileError, TileSkipped
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)  # H 8, W 10
@@ -222,11 +223,79 @@ def test_a_window_without_data_is_skipped_whether_alpha_or_nodata_says_so(tmp_pa
 def test_a_footprint_is_the_box_of_its_bounds():
     assert shapely.from_wkb(tiles.footprint([24.0, 60.0, 25.0, 61.5])).bounds == (24.0, 60.0, 25.0, 61.5)
     assert tiles.footprint(None) is None
+    fiji = shapely.from_wkb(tiles.footprint([177.0, -20.0, -178.0, -15.0]))
+    assert sorted(part.bounds for part in fiji.geoms) == [(-180, -20, -178, -15), (177, -20, 180, -15)]
+
+
+def footprints(tmp_path: Path, crs: str, transform: Affine, tile_px: int = 2) -> list[tiles.Cell]:
+    scene = write_scene(tmp_path / "scene.tif", np.zeros((3, 4, 4), np.uint8), crs, transform)
+    return tiles.cells(scene, "scene", tile_px)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:3067", "EPSG:3035", "EPSG:2193", "EPSG:31468", "EPSG:32635", "EPSG:4326"])
+def test_a_footprint_is_where_pyproj_puts_its_corners_whatever_the_order_of_axes(tmp_path, crs):
+    """3035, 2193, 31468 and 4326 are defined with north first; rasters hold x before y."""
+    lon, lat = {"EPSG:2193": (174.0, -41.0), "EPSG:31468": (12.0, 49.0)}.get(crs, (25.0, 60.0))
+    x, y = Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(lon, lat)
+    pixel = 1e-4 if crs == "EPSG:4326" else 10.0
+    first = footprints(tmp_path, crs, from_origin(x, y, pixel, pixel))[0]
+    back = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+    corners = [back.transform(x + i * pixel, y - j * pixel) for i, j in ((0, 0), (0, 2), (2, 2), (2, 0))]
+    assert shapely.Polygon(corners).symmetric_difference(shapely.from_wkb(first.footprint)).area < 1e-10
+    assert first.bounds == pytest.approx(shapely.Polygon(corners).bounds, abs=1e-6)
+    assert first.bounds[0] == pytest.approx(lon, abs=1e-3)
+    assert first.bounds[3] == pytest.approx(lat, abs=1e-3)
+
+
+def test_a_tile_across_the_antimeridian_has_west_over_east_and_two_parts(tmp_path):
+    """UTM 60 south runs over 180 degrees near Fiji; so may a scene in degrees that goes on past 180."""
+    x, y = Transformer.from_crs("OGC:CRS84", "EPSG:32760", always_xy=True).transform(180.0, -17.0)
+    utm = footprints(tmp_path, "EPSG:32760", from_origin(x - 1000, y, 1000, 1000), tile_px=2)[0]
+    degrees = footprints(tmp_path, "EPSG:4326", from_origin(179.99, -17.0, 0.01, 0.01))[0]
+    for cell in (utm, degrees):
+        west, south, east, north = cell.bounds
+        assert west == pytest.approx(179.99, abs=2e-3)
+        assert east == pytest.approx(-179.99, abs=2e-3)
+        assert south < north
+        parts = shapely.from_wkb(cell.footprint).geoms
+        assert sorted(part.bounds[0] for part in parts) == pytest.approx([-180, west])
+        assert sorted(part.bounds[2] for part in parts) == pytest.approx([east, 180])
+
+
+def test_a_tile_that_ends_at_the_antimeridian_does_not_cross_it(tmp_path):
+    first, second, *_ = footprints(tmp_path, "EPSG:4326", from_origin(179.98, -17.0, 0.01, 0.01))
+    assert first.bounds == pytest.approx((179.98, -17.02, 180, -17))
+    assert second.bounds == pytest.approx((-180, -17.02, -179.98, -17))
+
+
+def test_tiles_at_the_pole_hold_it_in_their_middle_or_at_their_corner(tmp_path):
+    """Antarctica, polar stereographic: four tiles that share the pole, and one around it."""
+    four = footprints(tmp_path, "EPSG:3031", from_origin(-2000, 2000, 1000, 1000))
+    bounds = {tuple(round(edge) for edge in cell.bounds[::2]) for cell in four}
+    assert bounds == {(-90, 0), (0, 90), (90, 180), (-180, -90)}
+    (one,) = footprints(tmp_path, "EPSG:3031", from_origin(-2000, 2000, 1000, 1000), tile_px=4)
+    assert one.bounds[::2] == (-180, 180)
+    assert one.bounds[1] == -90
+    whole = globe.areas_m2(np.array([shapely.from_wkb(one.footprint)], dtype=object))[0]
+    quarters = globe.areas_m2(np.array([shapely.from_wkb(cell.footprint) for cell in four], dtype=object))
+    # Its scale is true at 71 south, and 0.9727 at the pole.
+    np.testing.assert_allclose(4 * quarters, 16e6 / 0.9727**2, rtol=1e-3)
+    assert whole == pytest.approx(quarters.sum(), rel=0.05)  # its edges bend within a tenth of its pixels of 1 km
+
+
+def test_edges_that_bend_on_the_map_of_degrees_have_corners_in_between(tmp_path):
+    small = footprints(tmp_path, "EPSG:3067", from_origin(385_000, 6_672_000, 10, 10))[0]
+    large = footprints(tmp_path, "EPSG:3067", from_origin(385_000, 6_672_000, 10_000, 10_000))[0]
+    assert shapely.get_num_coordinates(shapely.from_wkb(small.footprint)) == 5
+    assert shapely.get_num_coordinates(shapely.from_wkb(large.footprint)) == 5  # 0.1 px are 1,000 m here
+    polar = footprints(tmp_path, "EPSG:3413", from_origin(-1e6, 1e6, 500_000, 500_000))[0]
+    assert shapely.get_num_coordinates(shapely.from_wkb(polar.footprint)) > 20
 
 
 def test_a_box_is_four_numbers_in_order():
     assert tiles.parse_bbox("24.9,60.1, 25,60.2") == (24.9, 60.1, 25.0, 60.2)
     assert tiles.parse_bbox("-180,-90,180,90") == (-180, -90, 180, 90)
+    assert tiles.parse_bbox("177,-20,-178,-15") == (177, -20, -178, -15)  # Fiji
 
 
 @pytest.mark.parametrize(

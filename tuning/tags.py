@@ -9,6 +9,7 @@ there already is not made again.
 """
 
 import argparse
+import json
 import math
 import statistics
 from pathlib import Path
@@ -53,7 +54,12 @@ def main() -> None:
     truths = {name: truth(archive, name) for name in VARIANTS}
     if told.model:
         name = "no tags, by a model"
-        model = {"engine": "vllm", "model": told.model, "engine_args": told.engine_args, "captions_per_tile": 3}
+        model = {
+            "engine": "vllm",
+            "model": told.model,
+            "engine_args": json.loads(told.engine_args),
+            "captions_per_tile": 3,
+        }
         call("caption", archive=archive, name=variant(name), tags=False, **model)
         results[name] = [measured(home, archive, name, seed, told.head_epochs) for seed in told.seeds]
         truths[name] = truth(archive, name)

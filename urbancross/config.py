@@ -1,9 +1,8 @@
 """One settings model per verb. A default lives here and nowhere else."""
 
-import json
 import os
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_settings import (
@@ -105,8 +104,14 @@ class IngestConfig(StageConfig):
 class GeotagConfig(StageConfig):
     """Give every tile the geo-tags of the map features that lie on it (table `geotags`)."""
 
-    osm: str
-    """OpenStreetMap extract: .osm, .osm.gz or .osm.pbf."""
+    osm: str | None = None
+    """OpenStreetMap extract: .osm, .osm.gz or .osm.pbf; or else --features."""
+    features: str | None = None
+    """Map features: GeoParquet (Overture's too), GeoJSON or GeoJSON lines, in any reference system."""
+    licence: str | None = None
+    """The map's licence line, kept with the tags; default: OpenStreetMap's for --osm, `unknown` for --features."""
+    nearby: NonNegativeFloat = 2.0
+    """How far outside a tile with few tags to look for more, in sides of the tile."""
     max_tags: PositiveInt = 12
     """Tags per tile, the largest visible area first."""
 
@@ -159,7 +164,7 @@ class CaptionConfig(StageConfig):
     """vllm: prompts that an engine works on at once; default: vLLM's own."""
     revision: str | None = None
     """vllm: commit of the model on its hub."""
-    engine_args: str = "{}"
+    engine_args: dict[str, Any] = Field(default_factory=dict)
     """vllm: further arguments of vllm.LLM, as JSON, such as {"quantization": "fp8"}."""
     endpoint: str | None = None
     """openai: base URL of the server, such as http://127.0.0.1:8000/v1; its key comes from OPENAI_API_KEY."""
@@ -178,12 +183,6 @@ class CaptionConfig(StageConfig):
             raise ValueError("--engine openai wants --endpoint, such as http://127.0.0.1:8000/v1")
         if self.endpoint and ("@" in self.endpoint or not self.endpoint.startswith(("http://", "https://"))):
             raise ValueError("--endpoint wants an http(s) URL without a password; keys come from OPENAI_API_KEY")
-        try:
-            told = isinstance(json.loads(self.engine_args), dict)
-        except json.JSONDecodeError:
-            told = False
-        if not told:
-            raise ValueError('--engine-args wants a JSON object, such as {"quantization": "fp8"}')
         return self
 
 
@@ -387,7 +386,7 @@ class SearchConfig(ArchiveConfig):
     split: Split | None = None
     """Only tiles of this split."""
     bbox: str | None = None
-    """Only tiles that meet this box: west,south,east,north in degrees."""
+    """Only tiles that meet this box: west,south,east,north in degrees; west > east across the antimeridian."""
     top: PositiveInt = 10
     """How many tiles to return."""
     json_: bool = Field(default=False, alias="json")

@@ -14,10 +14,9 @@ from urbancross import storage
 from urbancross.config import ExplainConfig
 from urbancross.errors import ConfigError
 from urbancross.storage import PARALLEL_READS, Place
-from urbancross.tables import claimed, verb_of
+from urbancross.tables import NO_TILES, claimed, verb_of
 
 FIRST = ("plan", "tiles")  # tables that say which tiles there are
-NOT_TABLES = {"runs", "checkpoints", "index"}
 SHOWN = 60  # characters of a value
 
 
@@ -48,7 +47,7 @@ def history(archive: Place, tile_id: str) -> list[dict[str, Any]]:
     shard, row = find(archive, tile_id)
     told = []
     for table in storage.tables(archive):
-        if table in NOT_TABLES or not storage.exists(archive / table / shard):
+        if table.partition("@")[0] in NO_TILES or not storage.exists(archive / table / shard):
             continue
         place = archive / table / shard
         values = storage.read_shard(place).slice(row, 1).to_pylist()[0]

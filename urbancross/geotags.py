@@ -1,335 +1,338 @@
-"""Map features -> the geo-tags at the centre of a tile and around it.
+"""Map features -> the geo-tags at the centre of a tile, around it, and near it: all tiles of a batch in one join.
 
-A geo-tag is one `key=value` fact about the ground that can be seen from above. Which tags can be seen is a rule, not a
-measurement: a key has to be in `KEYS`, and where a key mixes what is seen with what is not, `ONLY` lists the values
-that are, or `UNSEEN` those that are not. Names, addresses, opening hours and everything else are left out.
+A geo-tag is one `key=value` fact about the ground that can be seen from above (`maps/visible.py`). Tiles and features
+come in degrees; what is measured is measured in metres on a map about each tile's own centre.
 """
 
-import logging
-import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
-import osmium
 import shapely
-from osmium.osm.types import OSMEntity
-from shapely.geometry.base import BaseGeometry
 
-from urbancross.errors import ConfigError, TileError
+from urbancross import globe
+from urbancross.errors import TileError
+from urbancross.maps.features import Features
+from urbancross.maps.visible import width_m
 
-log = logging.getLogger(__name__)
-
-Bounds = tuple[float, float, float, float]  # west, south, east, north; degrees
-
-METRES_PER_DEGREE = 111_320.0  # of latitude; of longitude at the equator
-
-# The keys that can be seen from above, the most telling first: a feature's tags are told in this order.
-KEYS = (
-    "aeroway",
-    "harbour",
-    "amenity",
-    "leisure",
-    "sport",
-    "golf",
-    "tourism",
-    "historic",
-    "man_made",
-    "power",
-    "plant:source",
-    "generator:source",
-    "aerialway",
-    "railway",
-    "bridge",
-    "highway",
-    "waterway",
-    "water",
-    "natural",
-    "landuse",
-    "building",
-    "barrier",
-)
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Of these keys only these values have a shape of their own from above; the others are furniture or go on indoors.
-ONLY = {
-    "amenity": _words(
-        "arts_centre boat_storage bus_station cinema clinic college community_centre conference_centre courthouse"
-        " exhibition_centre ferry_terminal fire_station fountain fuel grave_yard hospital kindergarten library"
-        " marketplace monastery motorcycle_parking parking place_of_worship police prison school theatre townhall"
-        " university"
-    ),
-    "sport": _words(
-        "american_football archery athletics australian_football baseball basketball beachvolleyball bmx boules"
-        " cricket cycling equestrian field_hockey football golf handball hockey horse_racing karting motocross motor"
-        " multi netball padel rugby rugby_league rugby_union running shooting skateboard soccer softball swimming"
-        " tennis volleyball"
-    ),
-    "golf": _words("bunker driving_range fairway green lateral_water_hazard rough tee water_hazard"),
-    "tourism": _words("camp_site caravan_site hotel museum picnic_site resort theme_park zoo"),
-    "historic": _words("archaeological_site castle city_gate citywalls fort ruins ship wreck"),
-    "power": _words("generator line plant substation tower"),
-    "barrier": _words("city_wall ditch hedge retaining_wall wall"),
-    "aerialway": _words("cable_car chair_lift gondola mixed_lift station"),
-}
-# Of these keys everything is seen but these.
-UNSEEN = {
-    "aeroway": _words("gate holding_position navigationaid parking_position windsock"),
-    "leisure": _words(
-        "adult_gaming_centre amusement_arcade bird_hide bowling_alley dance escape_game firepit fishing fitness_centre"
-        " fitness_station hackerspace nature_reserve outdoor_seating picnic_table sauna tanning_salon"
-    ),
-    "man_made": _words(
-        "advertising antenna beehive cairn cross flagpole insect_hotel manhole mast monitoring_station nesting_site"
-        " planter pump street_cabinet surveillance survey_point utility_pole water_tap water_well"
-    ),
-    "railway": _words(
-        "buffer_stop crossing derail level_crossing milestone railway_crossing signal stop subway_entrance switch"
-        " tram_crossing tram_level_crossing tram_stop vacancy_detection"
-    ),
-    "highway": _words(
-        "bus_stop corridor crossing elevator emergency_access_point give_way ladder milestone motorway_junction noexit"
-        " passing_place speed_camera speed_display stop street_lamp traffic_mirror traffic_signals trailhead"
-        " turning_circle turning_loop"
-    ),
-    "waterway": _words("fuel milestone sluice_gate turning_point water_point"),
-    "natural": _words("anthill birds_nest cave_entrance plant saddle spring valley"),
-    "building": _words("entrance"),
-}
-NOT_THERE = _words("abandoned demolished dismantled fixme no none planned proposed razed removed unknown")
-# A feature with one of these tags lies under the ground or a roof; an empty set stands for any value but `no`.
-HIDDEN: dict[str, frozenset[str]] = {
-    "tunnel": frozenset(),
-    "indoor": frozenset(),
-    "location": _words("indoor underground underwater"),
-    "parking": _words("underground"),
-}
-
-# Keys whose closed ways are loops of a line, with the values that are areas all the same; and single such values.
-LINE_KEYS = {
-    "highway": _words("platform rest_area services"),
-    "railway": _words("depot engine_shed platform roundhouse station traverser turntable yard"),
-    "waterway": _words("boatyard dam dock fuel riverbank"),
-    "power": _words("generator plant substation"),
-    "aerialway": _words("station"),
-    "barrier": frozenset(),
-    "bridge": frozenset(),
-}
-LINE_VALUES = {
-    "natural": _words("arete cliff coastline ridge tree_row"),
-    "man_made": _words("cutline dyke embankment goods_conveyor pipeline"),
-    "leisure": _words("slipway track"),
-    "aeroway": _words("jet_bridge taxiway"),
-    "historic": _words("citywalls"),
-}
-
-# What a line covers, in metres across: rough, and only used to order tags.
-WIDTH_M = {
-    "highway=motorway": 25.0,
-    "highway=trunk": 20.0,
-    "highway=primary": 14.0,
-    "highway=secondary": 11.0,
-    "highway=tertiary": 9.0,
-    "highway=footway": 2.0,
-    "highway=path": 2.0,
-    "highway=steps": 2.0,
-    "highway": 6.0,
-    "railway": 5.0,
-    "aeroway=runway": 45.0,
-    "aeroway": 20.0,
-    "waterway=river": 25.0,
-    "waterway=canal": 15.0,
-    "waterway": 3.0,
-    "natural=tree_row": 8.0,
-}
-OTHER_WIDTH_M = 2.0
+BATCH_TILES = 1024  # joined at a time: neighbours share the features around them
+SAME_M = 1e-3  # what is nearer is the same place
+NEAR_POLE = 85.0  # degrees of latitude beyond which a box in degrees tells little of distances
+MAX_REACH_M = 2_000_000.0  # of a neighbourhood: beyond, a plane about a tile is no map any more
 
 
 @dataclass(frozen=True)
-class Feature:
-    """One thing on the map: its tags, and its geometry in degrees, x = longitude and y = latitude."""
+class Tiles:
+    """The places of tiles.
 
-    tags: dict[str, str]
-    geometry: BaseGeometry
-
-
-def visible(tags: dict[str, str]) -> dict[str, str]:
-    """Those of a feature's tags that can be seen from above, in the order of `KEYS`; empty for a hidden feature."""
-    for key, values in HIDDEN.items():
-        if key in tags and (tags[key] in values or (not values and tags[key] != "no")):
-            return {}
-    seen = {}
-    for key in KEYS:
-        if key in tags:
-            kept = [value for value in map(str.strip, tags[key].split(";")) if value and _is_seen(key, value)]
-            if kept:
-                seen[key] = ";".join(kept)
-    return seen
-
-
-def _is_seen(key: str, value: str) -> bool:
-    if value in NOT_THERE or value in UNSEEN.get(key, ()):
-        return False
-    return key not in ONLY or value in ONLY[key]
-
-
-def tag_list(tags: dict[str, str]) -> list[str]:
-    """The visible tags as `key=value`, one for each of several values (`sport=tennis;soccer` gives two)."""
-    return [f"{key}={value}" for key, values in visible(tags).items() for value in values.split(";")]
-
-
-def is_area(tags: dict[str, str]) -> bool:
-    """Whether a closed way with these tags bounds an area, as OpenStreetMap's own editors read it.
-
-    `area=yes|no` decides; else one visible tag that is not drawn as a line makes it an area (a meadow with a fence).
+    Attributes:
+        outlines: `[N]` areas in degrees, cut at the antimeridian.
+        centres: `[N, 2]` degrees.
+        planes: `[N]` the outlines in metres about their centres.
+        sides_m: `[N]` of a square of the same area.
     """
-    if tags.get("area") in ("yes", "no"):
-        return tags["area"] == "yes"
-    for tag in tag_list(tags):
-        key, value = tag.split("=", 1)
-        if value in LINE_KEYS[key] if key in LINE_KEYS else value not in LINE_VALUES.get(key, ()):
-            return True
-    return False
+
+    outlines: np.ndarray
+    centres: np.ndarray
+    planes: np.ndarray
+    sides_m: np.ndarray
+
+    @classmethod
+    def at(cls, outlines: np.ndarray) -> "Tiles":
+        """
+        Raises:
+            TileError: an outline encloses nothing.
+        """
+        outlines = outlines.copy()
+        shapely.prepare(outlines)
+        if (shapely.is_empty(outlines) | (shapely.area(outlines) == 0)).any():
+            raise TileError("its footprint encloses nothing; want bounds with south < north, in degrees")
+        centres = globe.centres(outlines)
+        planes = globe.on_planes(outlines, centres)
+        return cls(outlines, centres, planes, np.sqrt(shapely.area(planes)))
+
+    def windows(self, sides: float) -> np.ndarray:
+        """`[N]` areas in degrees that hold at least what lies within so many sides of each tile."""
+        edges = shapely.bounds(self.planes)
+        reach = np.minimum(sides * self.sides_m, MAX_REACH_M)[:, None] * [-1, -1, 1, 1]
+        west, south, east, north = (edges + reach).T
+        ring = [
+            (west, south),
+            (0, south),
+            (east, south),
+            (east, 0),
+            (east, north),
+            (0, north),
+            (west, north),
+            (west, 0),
+        ]
+        xy = np.array([np.broadcast_arrays(x, y) for x, y in ring], dtype=float)  # [8, 2, N]
+        degrees = np.stack([globe.unplane(corner.T, self.centres) for corner in xy])  # [8, N, 2]
+        lons, lats = degrees[..., 0], degrees[..., 1]
+        found = shapely.box(lons.min(0), lats.min(0), lons.max(0), lats.max(0))
+        bulge = np.abs(self.centres[:, 1]) + np.degrees(self.sides_m * (sides + 1) / globe.EQUATOR_M)
+        for i in np.flatnonzero((np.ptp(lons, axis=0) > 180) | (bulge > 85)):
+            found[i] = globe.outline(lons[:, i], lats[:, i])[0]
+        return found
 
 
-def read_osm(path: Path) -> list[Feature]:
-    """Read an OpenStreetMap file: every feature with a tag that can be seen, in the order of the file.
+@dataclass(frozen=True)
+class Pairs:
+    """Tiles and features that meet, in the order of tiles and of features in each.
 
-    Tagged nodes become points, closed ways that are areas polygons, other ways lines, multipolygon relations
-    multipolygons with their holes. A way is one feature, never both a line and an area. Node locations are held in
-    memory, about 16 bytes each.
+    Attributes:
+        tile, feature: `[P]` numbers.
+        shapes: `[P]` the part of the feature in the tile, in degrees.
+        areas_m2: `[P]` what it covers; of a line, by its nominal width.
+    """
+
+    tile: np.ndarray
+    feature: np.ndarray
+    shapes: np.ndarray
+    areas_m2: np.ndarray
+
+    def take(self, kept: np.ndarray) -> "Pairs":
+        return Pairs(self.tile[kept], self.feature[kept], self.shapes[kept], self.areas_m2[kept])
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Features as boxes: `[N, 4]` edges in degrees, and what each whole feature covers."""
+
+    edges: np.ndarray
+    areas_m2: np.ndarray
+
+    @classmethod
+    def of(cls, features: Features, widths_m: np.ndarray) -> "Boxes":
+        return cls(shapely.bounds(features.shapes).reshape(-1, 4), _covers_m2(features.shapes, widths_m))
+
+
+def tag_tiles(tiles: Tiles, features: Features, max_tags: int = 12, nearby: float = 2.0) -> list[dict[str, Any]]:
+    """The columns of `schemas.GEOTAGS` for each tile: tags as `key=value`, none twice, and how many features have them.
+
+    Features under the centre come smallest first (the school before its district); a line is under it within half its
+    nominal width. Where nothing is under it, the nearest feature in the tile is central. The surrounding tags are
+    ordered by the area that all features of the tag cover within the tile, points last, then by name; the nearby ones,
+    of features outside, by the area in reach, which decays with e to the distance in tile sides.
 
     Args:
-        path: `.osm`, `.osm.gz`, `.osm.bz2` or `.osm.pbf`; nodes before ways before relations, as all extracts are.
-
-    Raises:
-        ConfigError: the file is missing, cut short, or no OpenStreetMap file.
+        max_tags: how many tags to give in all; central ones first, nearby ones last.
+        nearby: how far to look for nearby tags, in sides of the tile; 0 for none.
     """
-    if not path.is_file():
-        raise ConfigError(f"no OpenStreetMap file at {path}; pass an .osm, .osm.gz or .osm.pbf file with --osm")
-    can_be_seen = osmium.filter.KeyFilter(*KEYS)
-    objects = osmium.FileProcessor(path).with_locations().with_areas(can_be_seen).with_filter(can_be_seen)
-    tags_of_all: list[dict[str, str]] = []
-    wkb_of_all: list[str] = []
-    areas: list[bool] = []  # closed ways to read as polygons
-    placeless = 0
-    try:
-        for item in objects:
-            if isinstance(item, osmium.osm.Relation) or (isinstance(item, osmium.osm.Area) and item.from_way()):
-                continue  # a relation comes again as an area; a closed way was taken as a way
-            tags = {tag.k: tag.v for tag in item.tags}
-            if not visible(tags):
-                continue
-            wkb = _wkb(item)
-            if wkb is None:
-                placeless += 1
-                continue
-            tags_of_all.append(tags)
-            wkb_of_all.append(wkb)
-            areas.append(isinstance(item, osmium.osm.Way) and item.is_closed() and is_area(tags))
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{path} cannot be read as OpenStreetMap data ({' '.join(str(error).split())});"
-            " download it again, or put it in order with osmium sort"
-        ) from error
-    if placeless:
-        log.warning("%s: %d features are left out: the file lacks their nodes", path, placeless)
-    geometries = np.array(shapely.from_wkb(wkb_of_all), dtype=object)
-    rings = np.flatnonzero(np.array(areas, dtype=bool) & shapely.is_closed(geometries))
-    rings = rings[shapely.get_num_coordinates(geometries[rings]) > 3]
-    corners, ring_of_corner = shapely.get_coordinates(geometries[rings], return_index=True)
-    geometries[rings] = shapely.polygons(shapely.linearrings(corners, indices=ring_of_corner))
-    return [Feature(tags, geometry) for tags, geometry in zip(tags_of_all, geometries, strict=True)]
+    tree = shapely.STRtree(features.shapes)
+    widths_m = _widths_m(features)
+    count = len(tiles.outlines)
+    boxes = Boxes.of(features, widths_m)
+    inside = _inside(tiles, tree, features, boxes, widths_m)
+    central = _central(tiles, inside, widths_m)
+    center = _told(inside.take(central), features, count, by_size=True)
+    around = _told(inside.take(~central), features, count)
+    numbers = _how_many(inside, features)
+    found: list[dict[str, Any]] = []
+    rooms: list[int] = []
+    for tile in range(count):
+        first = center[tile][:max_tags]
+        others = _others(around[tile], first, max_tags - len(first))
+        rooms.append(max_tags - len(first) - len(others))
+        found.append({"center": first, "surrounding": others, "nearby": []})
+    sparse = np.flatnonzero(rooms)
+    if nearby > 0 and len(sparse):
+        outside = _outside(tiles, sparse, inside, tree, boxes, nearby)
+        for tile, codes in enumerate(_told(outside, features, count)):
+            told = found[tile]
+            told["nearby"] = _others(codes, told["center"] + told["surrounding"], rooms[tile])
+    words = features.vocabulary
+    return [
+        {f"{kind}_tags": [words[code] for code in codes] for kind, codes in told.items()}
+        | {f"{kind}_counts": [numbers[tile, code] for code in told[kind]] for kind in ("center", "surrounding")}
+        for tile, told in enumerate(found)
+    ]
 
 
-_WKB = osmium.geom.WKBFactory()
+def _others(codes: list[int], told: list[int], room: int) -> list[int]:
+    return [code for code in codes if code not in told][:room]
 
 
-def _wkb(item: OSMEntity) -> str | None:
-    """The point, line or multipolygon of a node, way or area as WKB in hex; none where the file lacks its nodes."""
-    try:
-        if isinstance(item, osmium.osm.Node):
-            return _WKB.create_point(item)
-        if isinstance(item, osmium.osm.Area):
-            return _WKB.create_multipolygon(item)
-        if isinstance(item, osmium.osm.Way):
-            return _WKB.create_linestring(item)
-    except (RuntimeError, osmium.InvalidLocationError):  # nodes outside the extract, open rings, all in one place
-        if isinstance(item, osmium.osm.Way):
-            places = [(node.lon, node.lat) for node in item.nodes if node.location.valid()]
-            return shapely.LineString(places).wkb_hex if len(set(places)) > 1 else None
-    return None
+def _inside(tiles: Tiles, tree: shapely.STRtree, features: Features, boxes: Boxes, widths_m: np.ndarray) -> Pairs:
+    """The features in each tile, clipped to it; one that only touches its edge is not in it."""
+    tile, feature = _meeting(tree, tiles.outlines)
+    whole = features.shapes[feature]
+    shapes = whole.copy()
+    cut = np.flatnonzero(~shapely.contains_properly(tiles.outlines[tile], whole))
+    shapes[cut] = _clipped(whole[cut], tiles.outlines, tile[cut])
+    met = np.flatnonzero(shapely.get_dimensions(shapes) == shapely.get_dimensions(whole))
+    areas_m2 = boxes.areas_m2[feature]
+    areas_m2[cut] = _covers_m2(shapes[cut], widths_m[feature[cut]])
+    return Pairs(tile, feature, shapes, areas_m2).take(met)
 
 
-class FeatureIndex:
-    """Finds the tags of a tile among many features: built once, asked per tile, safe to share between threads."""
-
-    def __init__(self, features: Iterable[Feature]) -> None:
-        """Index the features that have a visible tag and a place; a self-crossing polygon is repaired."""
-        kept = [(tag_list(f.tags), f.geometry) for f in features if not f.geometry.is_empty]
-        kept = [(tags, geometry) for tags, geometry in kept if tags]
-        self._tags = [tags for tags, _ in kept]
-        self._widths_m = np.array([_width_m(tags) for tags in self._tags])
-        self._geometries = shapely.make_valid(np.array([geometry for _, geometry in kept], dtype=object))
-        self._tree = shapely.STRtree(self._geometries)
-
-    def __len__(self) -> int:
-        return len(self._tags)
-
-    def tags_of(self, bounds: Sequence[float], max_tags: int = 12) -> tuple[list[str], list[str]]:
-        """The tags under the tile's centre and those elsewhere in the tile, as `key=value`, none twice.
-
-        Features under the centre come smallest first (the school before its district); a line is under it within half
-        its nominal width. Where nothing is under it, the nearest feature in the tile is central. The surrounding tags
-        are ordered by the area that all features of the tag cover within the tile, points last, then by name.
-
-        Args:
-            bounds: west, south, east, north of the tile, degrees.
-            max_tags: how many tags to give in all; central ones first.
-
-        Raises:
-            TileError: the bounds enclose nothing.
-        """
-        west, south, east, north = bounds
-        if not (west < east and south < north):
-            raise TileError(f"bounds {list(bounds)} enclose nothing; want west < east and south < north, in degrees")
-        tile = shapely.box(west, south, east, north)
-        found = np.sort(self._tree.query(tile, predicate="intersects"))
-        whole = self._geometries[found]
-        inside = shapely.intersection(whole, tile)
-        met = shapely.get_dimensions(inside) == shapely.get_dimensions(whole)  # touching the edge is not being inside
-        found = found[met]
-        if len(found) == 0:
-            return [], []
-
-        centre = np.array([(west + east) / 2, (south + north) / 2])
-        metres = METRES_PER_DEGREE * np.array([math.cos(math.radians(centre[1])), 1.0])
-        inside_m = shapely.transform(inside[met], lambda lonlat: (lonlat - centre) * metres)
-        widths_m = self._widths_m[found]
-        is_line = shapely.get_dimensions(inside_m) == 1
-        areas_m2 = np.where(is_line, shapely.length(inside_m) * widths_m, shapely.area(inside_m))
-        distances_m = shapely.distance(inside_m, shapely.Point(0, 0))
-        distances_m = np.maximum(distances_m - np.where(is_line, widths_m / 2, 0.0), 0.0)
-
-        central = np.flatnonzero(distances_m == distances_m.min())
-        if distances_m[central[0]] > 0:
-            central = central[:1]
-        by_size = central[np.argsort(areas_m2[central], kind="stable")]
-        center_tags = list(dict.fromkeys(tag for i in by_size for tag in self._tags[found[i]]))[:max_tags]
-
-        covered_m2: dict[str, float] = {}
-        for i in set(range(len(found))) - set(central.tolist()):
-            for tag in self._tags[found[i]]:
-                covered_m2[tag] = covered_m2.get(tag, 0.0) + float(areas_m2[i])
-        others = sorted(covered_m2.keys() - set(center_tags), key=lambda tag: (-covered_m2[tag], tag))
-        return center_tags, others[: max_tags - len(center_tags)]
+def _covers_m2(shapes: np.ndarray, widths_m: np.ndarray) -> np.ndarray:
+    """What shapes cover: areas as they are, lines by a width, points nothing."""
+    lines = shapely.get_dimensions(shapes) == 1
+    areas_m2 = globe.areas_m2(shapes)
+    areas_m2[lines] = globe.lengths_m(shapes[lines]) * widths_m[lines]
+    return areas_m2
 
 
-def _width_m(tags: list[str]) -> float:
-    """The nominal width of a line with these tags: of its widest one."""
-    return max(WIDTH_M.get(tag, WIDTH_M.get(tag.split("=", 1)[0], OTHER_WIDTH_M)) for tag in tags)
+def _clipped(shapes: np.ndarray, outlines: np.ndarray, tile: np.ndarray) -> np.ndarray:
+    """The part of each shape in its tile's outline.
+
+    A cut along a box takes a seventh of the time of an intersection, so each tile's box goes first; an outline that is
+    no box has the little that is left to intersect, and so has a shape that the quicker cut leaves in disorder.
+
+    Args:
+        tile: `[len(shapes)]` numbers of outlines, in order.
+    """
+    if not len(tile):
+        return shapes
+    edges = shapely.bounds(outlines)
+    begins = _begins(tile)
+    parts = [
+        shapely.clip_by_rect(shapes[start:stop], *edges[tile[start]])
+        for start, stop in zip(begins, [*begins[1:], len(tile)], strict=True)
+    ]
+    found = np.concatenate(parts)
+    is_box = shapely.area(shapely.envelope(outlines)) - shapely.area(outlines) < 1e-12
+    valid = shapely.is_valid(found)
+    found[~valid] = shapes[~valid]
+    again = np.flatnonzero(~(is_box[tile] & valid))
+    found[again] = shapely.intersection(found[again], outlines[tile[again]])
+    return found
+
+
+def _meeting(tree: shapely.STRtree, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of areas and of the features that meet them, in order."""
+    area, feature = tree.query(areas, predicate="intersects")
+    order = np.lexsort([feature, area])
+    return area[order], feature[order]
+
+
+def _central(tiles: Tiles, pairs: Pairs, widths_m: np.ndarray) -> np.ndarray:
+    """`[P]` bool: the features under each tile's centre, or else the first of those that are nearest to it."""
+    central = np.zeros(len(pairs.tile), dtype=bool)
+    near = _maybe_nearest(tiles, pairs, widths_m)
+    shapes, tile = pairs.shapes[near], pairs.tile[near]
+    corners, shape = shapely.get_coordinates(shapes, return_index=True)
+    shapes = shapely.set_coordinates(shapes, globe.plane(corners, tiles.centres[tile[shape]]))
+    distances_m = shapely.distance(shapes, shapely.Point(0, 0))
+    lines = shapely.get_dimensions(shapes) == 1
+    distances_m = np.maximum(distances_m - np.where(lines, widths_m[pairs.feature[near]] / 2, 0.0), 0.0)
+    distances_m[distances_m < SAME_M] = 0  # the seam of a polygon around a pole is a line through it
+    order = np.lexsort([near, distances_m, tile])
+    central[near[order[_begins(tile[order])]]] = True
+    central[near[distances_m == 0]] = True
+    return central
+
+
+def _maybe_nearest(tiles: Tiles, pairs: Pairs, widths_m: np.ndarray) -> np.ndarray:
+    """Pairs whose box may be as near to the tile's centre as the farthest corner of another one's box.
+
+    Saves most of the exact distances. The few metres and the percent allow for lines' widths and for what a box in
+    degrees gets wrong; near a pole, where it is all wrong, every pair is taken.
+    """
+    if not len(pairs.tile):
+        return np.zeros(0, dtype=int)
+    lon, lat = tiles.centres[pairs.tile].T
+    west, south, east, north = shapely.bounds(pairs.shapes).T
+    per_lon, per_lat = globe.metres_per_degree(lat)
+    least = np.hypot(_gap(west - lon, east - lon) * per_lon, _gap(south - lat, north - lat) * per_lat)
+    most = np.hypot(
+        np.maximum(abs(west - lon), abs(east - lon)) * per_lon, np.maximum(abs(south - lat), abs(north - lat)) * per_lat
+    )
+    begins = _begins(pairs.tile)
+    bound = np.minimum.reduceat(most, begins)[np.cumsum(np.diff(pairs.tile, prepend=-1) > 0) - 1]
+    near = least * 0.99 - widths_m[pairs.feature] / 2 <= bound * 1.01 + 1
+    return np.flatnonzero(near | (abs(lat) > NEAR_POLE) | (east - west > 180))
+
+
+def _gap(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """How far zero is from a range."""
+    return np.maximum(np.maximum(low, -high), 0)
+
+
+def _begins(numbers: np.ndarray) -> np.ndarray:
+    """Where each run of equal numbers begins."""
+    return np.flatnonzero(np.diff(numbers, prepend=-1))
+
+
+def _outside(
+    tiles: Tiles, some: np.ndarray, inside: Pairs, tree: shapely.STRtree, boxes: Boxes, nearby: float
+) -> Pairs:
+    """The features in reach of some tiles and not in them, each with its area worth less the farther away it is.
+
+    Told from boxes alone, as many more features are near a tile than in it: how far a feature's box is from that of the
+    tile, and what share of it lies in reach.
+    """
+    windows = tiles.windows(nearby)[some]
+    row, feature = tree.query(windows)
+    tile = some[row]
+    size = len(boxes.areas_m2)
+    out = ~np.isin(tile * size + feature, inside.tile * size + inside.feature, kind="sort")
+    wide = np.ptp(boxes.edges.reshape(-1, 2, 2), axis=1).max(axis=1) > np.degrees(tiles.sides_m.min() / globe.EQUATOR_M)
+    shapely.prepare(windows)
+    doubtful = np.flatnonzero(out & wide[feature])  # a small feature is where its box is
+    out[doubtful] = shapely.intersects(windows[row[doubtful]], tree.geometries[feature[doubtful]])
+    row, tile, feature = row[out], tile[out], feature[out]
+    place, window = boxes.edges[feature], shapely.bounds(windows)[row]
+    middle, half = (place[:, :2] + place[:, 2:]) / 2, (place[:, 2:] - place[:, :2]) / 2
+    scale = np.maximum(np.column_stack(globe.metres_per_degree(tiles.centres[:, 1])), 1e-6)
+    reach = half + (np.ptp(shapely.bounds(tiles.planes).reshape(-1, 2, 2), axis=1) / 2 / scale)[tile]
+    apart = np.abs(middle - tiles.centres[tile])
+    apart[:, 0] = np.minimum(apart[:, 0], 360 - apart[:, 0])
+    away_m = np.hypot(*(np.maximum(apart - reach, 0) * scale[tile]).T)
+    share = np.clip(
+        (np.minimum(place[:, 2:], window[:, 2:]) - np.maximum(place[:, :2], window[:, :2]))
+        / np.maximum(place[:, 2:] - place[:, :2], 1e-12),
+        0,
+        1,
+    ).prod(axis=1)
+    sides = away_m / tiles.sides_m[tile]
+    worth = boxes.areas_m2[feature] * share * np.exp(-sides)
+    return Pairs(tile, feature, np.empty(len(tile), dtype=object), worth).take(sides <= nearby)
+
+
+def _told(pairs: Pairs, features: Features, count: int, by_size: bool = False) -> list[list[int]]:
+    """The tags of each tile's pairs, none twice: those that cover most first, then by name.
+
+    Args:
+        count: how many tiles there are.
+        by_size: those of the smallest feature first instead, as the feature has them.
+    """
+    if by_size:
+        pairs = pairs.take(np.lexsort([pairs.areas_m2, pairs.tile]))
+    pair, codes = _tags(pairs, features)
+    tag, first, same = np.unique(
+        pairs.tile[pair] * len(features.vocabulary) + codes, return_index=True, return_inverse=True
+    )
+    tile = tag // max(len(features.vocabulary), 1)
+    if by_size:
+        order = np.lexsort([first, tile])
+    else:
+        order = np.lexsort([tag, -np.bincount(same, pairs.areas_m2[pair], len(tag)), tile])
+    ends = np.searchsorted(tile, np.arange(count + 1))
+    codes = (tag % max(len(features.vocabulary), 1))[order]
+    return [codes[start:stop].tolist() for start, stop in pairwise(ends)]
+
+
+def _tags(pairs: Pairs, features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Each tag of each pair: the number of the pair, and the tag's place in the vocabulary."""
+    begins = features.ends[pairs.feature]
+    lengths = features.ends[pairs.feature + 1] - begins
+    pair = np.repeat(np.arange(len(lengths)), lengths)
+    step = np.arange(len(pair)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return pair, features.codes[begins[pair] + step]
+
+
+def _how_many(pairs: Pairs, features: Features) -> dict[tuple[int, int], int]:
+    """How many features of a tile have a tag, by tile and tag."""
+    pair, codes = _tags(pairs, features)
+    size = max(len(features.vocabulary), 1)
+    tag, number = np.unique(pairs.tile[pair] * size + codes, return_counts=True)
+    return dict(zip(zip((tag // size).tolist(), (tag % size).tolist(), strict=True), number.tolist(), strict=True))
+
+
+def _widths_m(features: Features) -> np.ndarray:
+    """The nominal width of each feature, were it a line: that of its widest tag."""
+    each = np.array([width_m([tag]) for tag in features.vocabulary])
+    return np.maximum.reduceat(each[features.codes], features.ends[:-1]) if len(features) else np.empty(0)

@@ -14,6 +14,9 @@ from urbancross.errors import SchemaError, TileError, TileSkipped
 
 log = logging.getLogger(__name__)
 
+# Columns that tables of an earlier version lack; they count as null there.
+ADDED = {"plan": {"footprint"}}
+
 FAILURE = pa.field("failure", pa.string())
 TILE_ID = pa.field("tile_id", pa.string(), nullable=False)
 
@@ -27,7 +30,8 @@ PLAN = pa.schema(
         pa.field("domain", pa.string(), nullable=False),
         pa.field("split", pa.string()),  # train | valid | test, or null
         pa.field("captions", pa.list_(pa.string())),  # those that came with the set
-        pa.field("bounds", pa.list_(pa.float64(), 4)),  # west, south, east, north; degrees
+        pa.field("bounds", pa.list_(pa.float64(), 4)),  # west, south, east, north; degrees; west > east across 180
+        pa.field("footprint", pa.binary()),  # what the window covers as WKB in degrees; null: the box of the bounds
         pa.field("crs", pa.string()),
         pa.field("gsd_m", pa.float64()),
         pa.field("datetime", pa.string()),  # ISO 8601
@@ -41,7 +45,9 @@ TILES = pa.schema(
         pa.field("domain", pa.string(), nullable=False),
         pa.field("image", pa.binary()),  # encoded RGB: JPEG, PNG or WebP; null where the tile failed
         pa.field("bounds", pa.list_(pa.float64(), 4)),
-        pa.field("geometry", pa.binary()),  # the footprint as WKB polygon in degrees; GeoParquet's primary column
+        pa.field(
+            "geometry", pa.binary()
+        ),  # the footprint as WKB (multi)polygon in degrees; GeoParquet's primary column
         pa.field("crs", pa.string()),  # of the scene
         pa.field("gsd_m", pa.float64()),
         pa.field("datetime", pa.string()),
@@ -54,7 +60,10 @@ GEOTAGS = pa.schema(
     [
         TILE_ID,
         pa.field("center_tags", pa.list_(pa.string())),  # "key=value", most visible first
+        pa.field("center_counts", pa.list_(pa.int32())),  # how many features of the tile carry each of them
         pa.field("surrounding_tags", pa.list_(pa.string())),
+        pa.field("surrounding_counts", pa.list_(pa.int32())),
+        pa.field("nearby_tags", pa.list_(pa.string())),  # of features outside the tile, where it has few of its own
         FAILURE,
     ]
 )

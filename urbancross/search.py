@@ -15,6 +15,7 @@ from rich.table import Table
 from urbancross import storage, tables
 from urbancross.config import SearchConfig
 from urbancross.errors import ConfigError, TileError
+from urbancross.globe import meets
 from urbancross.models import checkpoints
 from urbancross.storage import Place
 from urbancross.tiles import decode, parse_bbox, read_image
@@ -69,10 +70,7 @@ def best(
 
 
 def _meets(bounds: list[float] | None, bbox: tuple[float, float, float, float]) -> bool:
-    if bounds is None:
-        return False
-    west, south, east, north = bounds
-    return west <= bbox[2] and east >= bbox[0] and south <= bbox[3] and north >= bbox[1]
+    return bounds is not None and meets(bounds, bbox)
 
 
 def _with_evidence(archive: Place, rank: int, score: float, shard: str, row: int, tile_id: str) -> Hit:

@@ -10,6 +10,7 @@ from typing import Any
 
 from urbancross import storage
 from urbancross.errors import ConfigError, TileError, TileSkipped
+from urbancross.globe import are_bounds
 from urbancross.tiles import cells
 
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test", "restval": "train"}
@@ -240,7 +241,7 @@ def _bounds(value: Any, where: str) -> list[float] | None:
         west, south, east, north = (float(part) for part in value)
     except (TypeError, ValueError, OverflowError):
         west = south = east = north = float("nan")
-    if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+    if not are_bounds(west, south, east, north):
         raise ConfigError(f"{where}: bounds must be [west, south, east, north] in degrees, got {value!r}")
     return [west, south, east, north]
 

@@ -157,6 +157,21 @@ def read_schema(path: Place) -> pa.Schema:
     return _metadata(path).schema.to_arrow_schema()
 
 
+@contextlib.contextmanager
+def parquet(path: Place) -> Iterator[pq.ParquetFile]:
+    """A shard to read row group by row group.
+
+    Raises:
+        SchemaError: the file is no Parquet.
+        StorageError: the file cannot be read.
+    """
+    try:
+        with _opened(path) as source:
+            yield pq.ParquetFile(source)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
 def row_counts(table: Place, names: Sequence[str]) -> list[int]:
     """Rows of each shard, from the files' footers alone."""
     with ThreadPoolExecutor(PARALLEL_READS) as pool:

@@ -13,12 +13,14 @@ Columns = Mapping[str, Sequence[str] | None]  # table name to the columns wanted
 
 MAKER = ".made-by.json"  # beside the shards: what makes them, claimed before the first one
 ROWS = ".rows.json"  # in `plan`: rows of each of its shards, and so of every table's
+NO_TILES = {"map", "runs", "checkpoints", "index"}  # kinds of what lies in an archive and has no row for a tile
 NOT_RESULT = {"notes", "run"}  # what a maker says beside what changes its result
 VERBS = {
     "plan": "ingest",
     "tiles": "ingest",
     "captions@given": "ingest",
     "geotags": "geotag",
+    "map": "geotag",
     "captions": "caption",
     "segments": "segment",
     "embeddings": "embed",

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-import rasterio.transform
-import shapely
 from PIL import Image, UnidentifiedImageError
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.warp import transform as warp_points
 from rasterio.windows import Window
 
+from urbancross import globe
 from urbancross.errors import ConfigError, TileError, TileSkipped
 
 ENCODINGS = {"JPEG", "PNG", "WEBP"}  # kept byte for byte; others are encoded anew as PNG
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file of either byte order begins, and a BigTIFF
 MAX_SIDE_PX = 8192
 METRES_PER_DEGREE = 111_320.0
+STEPS = (1, 4, 16, 64)  # pieces into which a tile's edges are cut until straight lines in degrees follow them
+STRAY_PX = 0.1  # how far such a line may stray from the edge
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Cell:
 
     tile_id: str  # "{scene}/{row}-{col}", scene being the file's path in its source without its suffix
     window: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the scene
-    bounds: tuple[float, float, float, float]  # west, south, east, north in degrees
+    bounds: tuple[float, float, float, float]  # west, south, east, north in degrees; west > east across 180
+    footprint: bytes  # what the window covers, as WKB in degrees, cut at the antimeridian
     crs: str
     gsd_m: float
     datetime: str | None
@@ -62,17 +64,17 @@ def cells(scene: Path, name: str, tile_px: int) -> list[Cell]:
         if min(raster.height, raster.width) < tile_px:
             raise TileSkipped(f"{raster.width} x {raster.height} px, smaller than a tile of {tile_px}; lower --tile-px")
         when = _datetime(raster.tags().get("TIFFTAG_DATETIME"))
+        places = [(row, col) for row in range(raster.height // tile_px) for col in range(raster.width // tile_px)]
+        windows = [(x, y, x + tile_px, y + tile_px) for y, x in (np.array(places) * tile_px).tolist()]
+        try:
+            outlines, gsd_m = _outlines(raster, windows), _gsd(raster)
+        except (RasterioError, CRSError, CPLE_BaseError) as error:
+            raise TileError(f"cannot be placed on the globe: {_plain(error)}") from error
         found = []
-        for row in range(raster.height // tile_px):
-            for col in range(raster.width // tile_px):
-                x, y = col * tile_px, row * tile_px
-                window = (x, y, x + tile_px, y + tile_px)
-                try:
-                    bounds, gsd_m = _bounds(raster, window), _gsd(raster)
-                except (RasterioError, CRSError, CPLE_BaseError) as error:
-                    raise TileError(f"cannot be placed on the globe: {_plain(error)}") from error
-                where = f"{name}/{row:05d}-{col:05d}"
-                found.append(Cell(where, window, bounds, str(raster.crs), gsd_m, when))
+        for (row, col), window, corners in zip(places, windows, outlines, strict=True):
+            shape, bounds = globe.outline(*corners.T)
+            where = f"{name}/{row:05d}-{col:05d}"
+            found.append(Cell(where, window, bounds, shape.wkb, str(raster.crs), gsd_m, when))
         return found
 
 
@@ -81,13 +83,50 @@ def _check_bands(raster: rasterio.DatasetReader) -> None:
         raise TileError(f"{raster.count} bands of {raster.dtypes[0]}, 3 of uint8 wanted; convert with gdal_translate")
 
 
-def _bounds(raster: rasterio.DatasetReader, window: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = window
-    xs, ys = rasterio.transform.xy(raster.transform, [y0, y0, y1, y1], [x0, x1, x0, x1], offset="ul")
-    lons, lats = warp_points(raster.crs, "EPSG:4326", xs, ys)
-    if not (np.abs(lons) <= 180).all() or not (np.abs(lats) <= 90).all():  # false for NaN and infinity too
-        raise TileError(f"corners at {lons[0]:g}, {lats[0]:g} degrees are not on the globe; is {raster.crs} its CRS?")
-    return min(lons), min(lats), max(lons), max(lats)
+def _outlines(raster: rasterio.DatasetReader, windows: list[tuple[int, int, int, int]]) -> list[np.ndarray]:
+    """The outline of each window, `[corners, 2]` degrees: its edges cut into pieces where they would bend too much."""
+    found: list[np.ndarray] = [np.empty((0, 2))] * len(windows)
+    left = np.arange(len(windows))
+    stray_m = STRAY_PX * _gsd(raster)
+    for steps, finer in zip(STEPS, [*STEPS[1:], None], strict=True):
+        rings = _rings(raster, np.array(windows, dtype=float)[left], steps)
+        bent = np.zeros(len(left), dtype=bool)
+        if finer is not None:
+            bent = _stray_m(rings, _rings(raster, np.array(windows, dtype=float)[left], finer)) > stray_m
+        for i in np.flatnonzero(~bent):
+            found[left[i]] = rings[i]
+        left = left[bent]
+        if not len(left):
+            break
+    return found
+
+
+def _rings(raster: rasterio.DatasetReader, windows: np.ndarray, steps: int) -> np.ndarray:
+    """`[N, 4 * steps, 2]` degrees, longitude first: points along the edges of windows, from (x0, y0) by (x0, y1)."""
+    x0, y0, x1, y1 = windows.T[..., None]
+    along = np.arange(steps) / steps
+    cols = np.hstack([x0 + 0 * along, x0 + (x1 - x0) * along, x1 + 0 * along, x1 + (x0 - x1) * along])
+    rows = np.hstack([y0 + (y1 - y0) * along, y1 + 0 * along, y1 + (y0 - y1) * along, y0 + 0 * along])
+    xs, ys = raster.transform @ (cols.ravel(), rows.ravel())
+    lonlat = np.array(warp_points(raster.crs, "EPSG:4326", xs, ys))  # longitude first, whatever the system's own order
+    on_globe = (np.abs(lonlat) <= [[360], [90 + 1e-9]]).all(axis=0)  # false for NaN and infinity too
+    if not on_globe.all():
+        lon, lat = lonlat[:, np.flatnonzero(~on_globe)[0]]
+        raise TileError(f"corners at {lon:g}, {lat:g} degrees are not on the globe; is {raster.crs} its CRS?")
+    lonlat[1] = np.clip(lonlat[1], -90, 90)
+    return lonlat.T.reshape(len(windows), -1, 2)
+
+
+def _stray_m(rings: np.ndarray, finer: np.ndarray) -> np.ndarray:
+    """How far the straight lines of each ring lie from the points of a finer one, at most."""
+    pieces = finer.shape[1] // rings.shape[1]
+    ends = np.roll(rings, -1, axis=1)
+    ends[..., 0] -= np.round((ends[..., 0] - rings[..., 0]) / 360) * 360
+    share = (np.arange(pieces) / pieces)[:, None]
+    straight = (rings[:, :, None] * (1 - share) + ends[:, :, None] * share).reshape(finer.shape)
+    centre = np.repeat(finer[:, 0], finer.shape[1], axis=0)
+    apart = globe.plane(straight.reshape(-1, 2), centre) - globe.plane(finer.reshape(-1, 2), centre)
+    return np.hypot(*apart.T).reshape(len(rings), -1).max(axis=1)
 
 
 def _gsd(raster: rasterio.DatasetReader) -> float:
@@ -195,12 +234,12 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def footprint(bounds: list[float] | None) -> bytes | None:
-    """Bounds in degrees as a WKB polygon."""
-    return None if bounds is None else shapely.box(*bounds).wkb
+    """Bounds in degrees as WKB: a polygon, or two where they cross the antimeridian."""
+    return None if bounds is None else globe.box(bounds).wkb
 
 
-def parse_bbox(text: str) -> tuple[float, float, float, float]:
-    """`west,south,east,north` in degrees.
+def parse_bbox(text: str) -> globe.Bounds:
+    """`west,south,east,north` in degrees; west > east is a box across the antimeridian.
 
     Raises:
         ConfigError: not four numbers in that order.
@@ -209,7 +248,7 @@ def parse_bbox(text: str) -> tuple[float, float, float, float]:
         west, south, east, north = (float(part) for part in text.split(","))
     except ValueError:
         west = south = east = north = float("nan")
-    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+    if not globe.are_bounds(west, south, east, north) or west == east or south == north:
         raise ConfigError(f"--bbox {text}: want west,south,east,north in degrees, such as 24.9,60.1,25.0,60.2")
     return west, south, east, north
 

@@ -1,7 +1,7 @@
 import pytest
 
 from urbancross.captions.words import NOUNS, mentions, noun, phrase, phrases, truncate
-from urbancross.geotags import visible
+from urbancross.maps.visible import visible
 
 CENTER = ["amenity=school", "highway=residential"]
 

@@ -1,6 +1,7 @@
 """`caption --engine vllm` with a real engine on this CPU, inside a real Ray Data job."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from urbancross.errors import ConfigError
 pytestmark = pytest.mark.ray
 
 SHARDS, TILES = 4, 16
-SMALL = '{"kv_cache_memory_bytes": 67108864, "dtype": "float32"}'
+SMALL = {"kv_cache_memory_bytes": 64 << 20, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_an_engine_in_a_process_of_its_own_is_replaced_and_its_batch_asked_again
     archive = make_archive(tmp_path / "c")
     program = [sys.executable, "-m", "urbancross.cli", "caption", "--archive", str(archive), "--engine", "vllm"]
     program += ["--model", str(model), "--max-model-len", "1024", "--max-num-seqs", "16", "--max-chars", "60"]
-    program += ["--batch-tiles", "8", "--on-contradiction", "keep", "--engine-args", SMALL]
+    program += ["--batch-tiles", "8", "--on-contradiction", "keep", "--engine-args", json.dumps(SMALL)]
     killed: list[int] = []
     killer = kill_once(
         lambda: pids_with("VLLM::EngineCore"), lambda: storage.shards(archive / "captions@tiny-vlm"), killed

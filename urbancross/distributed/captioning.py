@@ -1,7 +1,6 @@
 """`caption`: tiles and their geo-tags to the table `captions@NAME`."""
 
 import functools
-import json
 import random
 import re
 from collections.abc import Callable
@@ -170,7 +169,7 @@ def engine_options(config: CaptionConfig) -> dict[str, Any]:
 
 def spreads_over_nodes(config: CaptionConfig) -> bool:
     """Whether vLLM itself asks Ray for a placement group with a bundle per GPU; else an actor holds its GPUs."""
-    return json.loads(config.engine_args).get("distributed_executor_backend") == "ray"
+    return config.engine_args.get("distributed_executor_backend") == "ray"
 
 
 def name_of(model: str) -> str:

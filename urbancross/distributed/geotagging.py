@@ -1,43 +1,80 @@
-"""`geotag`: a map extract and the table `tiles` to the table `geotags`."""
+"""`geotag`: a map and the table `tiles` to the table `geotags`."""
 
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import shapely
 
-from urbancross import geotags, schemas, storage
+from urbancross import globe, schemas, storage
 from urbancross.config import GeotagConfig
+from urbancross.distributed.mapping import make_map, map_file
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import run_stage
-from urbancross.errors import TileSkipped
+from urbancross.errors import TileError, TileSkipped
+from urbancross.geotags import BATCH_TILES, Tiles, tag_tiles
+from urbancross.maps.table import MapTable
+from urbancross.maps.visible import RULES
 from urbancross.runs import Balance
+from urbancross.tables import require_shards
 
 
 class Geotagger:
-    """Holds the features of one extract in memory and looks tiles up in them."""
+    """Joins tiles with the features of a map's table that lie near them."""
 
-    def __init__(self, osm: str, max_tags: int) -> None:
-        self.index = geotags.FeatureIndex(geotags.read_osm(Path(osm)))
-        self.max_tags = max_tags
+    def __init__(self, table: str, max_tags: int, nearby: float) -> None:
+        self.map = MapTable(storage.place(table))
+        self.max_tags, self.nearby = max_tags, nearby
 
     def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
-        return pa.Table.from_pylist(schemas.each_tile(tables["tiles"].to_pylist(), self.tags), schema=schemas.GEOTAGS)
+        rows = tables["tiles"].to_pylist()
+        found = self.together([row for row in rows if row["failure"] is None and row["bounds"] is not None])
+        told = schemas.each_tile(rows, lambda row: found.get(row["tile_id"]) or self.alone(row))
+        return pa.Table.from_pylist(told, schema=schemas.GEOTAGS)
 
-    def tags(self, row: dict[str, Any]) -> dict[str, Any]:
+    def together(self, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The tags of many tiles by id; of none where one of them, or a feature, cannot be joined."""
+        try:
+            return dict(zip([row["tile_id"] for row in rows], self.join(rows), strict=True)) if rows else {}
+        except (TileError, shapely.GEOSException):  # each is tried by itself then, and fails by itself
+            return {}
+
+    def alone(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["bounds"] is None:
             raise TileSkipped("no bounds")
-        center, surrounding = self.index.tags_of(tuple(row["bounds"]), max_tags=self.max_tags)
-        return {"center_tags": center, "surrounding_tags": surrounding}
+        return self.join([row])[0]
+
+    def join(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        tiles = Tiles.at(np.array([outline(row) for row in rows], dtype=object))
+        return tag_tiles(tiles, self.map.meeting(tiles.windows(self.nearby)), self.max_tags, self.nearby)
+
+
+def outline(row: dict[str, Any]) -> shapely.Geometry:
+    """Where a tile lies: its footprint, or its bounds where its table has none."""
+    return shapely.from_wkb(row["geometry"]) if row["geometry"] is not None else globe.box(row["bounds"])
 
 
 def stages(config: GeotagConfig) -> list[Stage]:
-    osm = storage.file(config.osm, "--osm")
-    told = {"osm": str(osm), "max_tags": config.max_tags}
-    made_by = {**told, "osm": storage.digest(osm)}
-    return [Stage("geotags", {"tiles": ["bounds"]}, schemas.GEOTAGS, Geotagger, told, made_by, batch_tiles=256)]
+    file = map_file(config)
+    told = {"max_tags": config.max_tags, "nearby": config.nearby}
+    return [
+        Stage(
+            "geotags",
+            {"tiles": ["bounds", "geometry"]},
+            schemas.GEOTAGS,
+            Geotagger,
+            {"table": str(storage.place(config.archive) / file.table), **told},
+            {"map": file.digest, "rules": RULES, **told},
+            batch_tiles=BATCH_TILES,
+            notes={"licence": file.licence, "map": file.table},
+        )
+    ]
 
 
 def run(config: GeotagConfig) -> Balance:
     archive = storage.archive(config.archive)
+    require_shards(archive, "tiles")
+    file = map_file(config)
+    make_map(archive, file, config)
     (stage,) = stages(config)
     return run_stage(archive, stage, config)

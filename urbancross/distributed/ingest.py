@@ -30,7 +30,8 @@ class TileReader:
         planned = tables["plan"].to_pylist()
         rows = schemas.each_tile(planned, self.read)
         for row, plan in zip(rows, planned, strict=True):
-            row |= {name: plan[name] for name in CARRIED} | {"geometry": tiles.footprint(plan["bounds"])}
+            row |= {name: plan[name] for name in CARRIED}
+            row["geometry"] = plan.get("footprint") or tiles.footprint(plan["bounds"])
             row["failure"] = plan["failure"] or row["failure"]
         return pa.Table.from_pylist(rows, schema=schemas.TILES)
 
@@ -89,8 +90,11 @@ def run(config: IngestConfig) -> Balance:
 
 
 def geoparquet(schema: pa.Schema) -> pa.Schema:
-    """`schema` with GeoParquet 1.1 metadata for its `geometry` column (WKB polygons, longitude and latitude)."""
-    column = {"encoding": "WKB", "geometry_types": ["Polygon"]}  # no crs: OGC:CRS84, degrees, longitude first
+    """`schema` with GeoParquet 1.1 metadata for its `geometry` column (WKB, degrees, longitude first)."""
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon", "MultiPolygon"],
+    }  # no crs: OGC:CRS84, degrees, longitude first
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     return schema.with_metadata({b"geo": json.dumps(geo).encode()})
 

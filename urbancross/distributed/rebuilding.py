@@ -33,6 +33,8 @@ def stage_of(archive: Place, table: str) -> Stage:
     require_shards(archive, table)
     if table == "plan":
         raise ConfigError("the plan is made by ingest alone and has no failures to retry; give another --table")
+    if table.partition("@")[0] == "map":
+        raise ConfigError(f"{table} holds features, not tiles, so that there is nothing to retry; give another --table")
     run = (claimed(archive / table) or {}).get("run")
     kinds = {kind.__name__: kind for kind in STAGES}
     kind = kinds.get(run.get("kind", "")) if isinstance(run, dict) and isinstance(run.get("config"), dict) else None

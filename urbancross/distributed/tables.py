@@ -163,8 +163,10 @@ def check_source(archive: Place, source: str, columns: Sequence[str] | None, nam
         "segments": schemas.SEGMENTS,
     }.get(source.partition("@")[0])
     if wanted is not None and have:
-        fields = [wanted.field(column) for column in ("tile_id", "failure", *(columns or wanted.names))]
-        schemas.check(storage.read_schema(archive / source / have[0]), pa.schema(fields), f"{archive / source}")
+        found = storage.read_schema(archive / source / have[0])
+        late = schemas.ADDED.get(source, set()) - set(found.names)
+        names = [name for name in ("tile_id", "failure", *(columns or wanted.names)) if name not in late]
+        schemas.check(found, pa.schema([wanted.field(name) for name in names]), f"{archive / source}")
 
 
 def refuse_other_maker(table: Place, maker: dict[str, Any]) -> None:

@@ -16,12 +16,13 @@ from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import map_shards
 from urbancross.distributed.workers import StageWorker
 from urbancross.errors import ConfigError, SchemaError
+from urbancross.maps import table as whole_map
 from urbancross.runs import Balance
 from urbancross.storage import Place
-from urbancross.tables import ROWS, claimed, differs, row_counts
+from urbancross.tables import NO_TILES, ROWS, claimed, differs, require_shards, row_counts
 
 TOLERANCE = 1e-3  # of a float made once more: a batch of another size, or another CPU, rounds otherwise
-NO_STAGE = {"plan", "runs", "checkpoints", "index"}
+NO_STAGE = {"plan", *NO_TILES}
 SHOWN = 20
 
 
@@ -90,17 +91,21 @@ def alike(old: Any, new: Any) -> bool:
 
 def run(config: VerifyConfig) -> Balance:
     archive = storage.archive(config.archive)
-    tables = [config.table] if config.table else [name for name in storage.tables(archive) if name not in NO_STAGE]
+    tables = [config.table] if config.table else storage.tables(archive)
+    maps = [name for name in tables if name.partition("@")[0] == "map"]
     stages = []
     for table in tables:
+        if table in maps or (not config.table and table.partition("@")[0] in NO_STAGE):
+            continue
         if config.table or claimed(archive / table) is not None:
             stages.append(stage_of(archive, table))
         elif storage.shards(archive / table):
             print(f"{table}: does not say what made it, left out")
-    if not stages:
+    if not stages and not maps:
         raise ConfigError(f"{archive} has no table yet; make one first (see urbancross --help)")
-    connect()
-    balance, problems = Balance(), list[str]()
+    balance, problems = Balance(), [problem for table in maps for problem in verify_map(archive, table)]
+    if stages:
+        connect()
     for stage in stages:
         found, wrong = verify(archive, stage, config)
         balance, problems = balance + found, problems + wrong
@@ -112,6 +117,15 @@ def run(config: VerifyConfig) -> Balance:
             "remove those shards and run the jobs that made them again"
         )
     return balance
+
+
+def verify_map(archive: Place, table: str) -> list[str]:
+    """A map's table: whole, and every part as it was written; it has no tiles to balance."""
+    require_shards(archive, table)
+    problems = whole_map.problems(archive / table)
+    rows = sum((whole_map.parts(archive / table) or {}).values())
+    print(f"{table}: {len(storage.shards(archive / table)):,} parts, {rows:,} features")
+    return problems
 
 
 def verify(archive: Place, stage: Stage, config: VerifyConfig) -> tuple[Balance, list[str]]:

@@ -1,7 +1,6 @@
 """One vLLM engine in an actor: questions in, texts out; a dead engine is replaced, a bad question costs only itself."""
 
 import gc
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ class VllmEngine:
         revision: str | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
-        engine_args: str = "{}",
+        engine_args: dict[str, Any] | None = None,
     ) -> None:
         """Load the model and ask it once.
 
@@ -54,7 +53,7 @@ class VllmEngine:
             **({} if on_gpu else CPU),
             **({} if on_gpu or not _one_process() else {"distributed_executor_backend": "uni"}),
             **{key: value for key, value in told.items() if value is not None},
-            **json.loads(engine_args),
+            **(engine_args or {}),
         }
         self.last_words = ""
         self.llm = self._load()
