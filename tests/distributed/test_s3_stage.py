@@ -63,8 +63,8 @@ def check_whole(archive: Any) -> None:
 
 def test_a_stage_whose_driver_and_worker_are_killed_goes_on_and_ends_with_the_same_bytes(archive, tmp_path):
     told = {"URBANCROSS_FAILPOINTS": "shard.named=kill-run", "URBANCROSS_FAILPOINTS_ONCE": str(tmp_path)}
-    assert run(archive, **told)[0] == -9
-    assert storage.shards(archive / TABLE) == ["part-00000.parquet"]
+    assert run(archive, "--workers", "1", **told)[0] == -9  # two workers might both be through with one by then
+    assert len(storage.shards(archive / TABLE)) == 1
     code, out, err = run(archive, **told)
     assert (code, out) == (0, "read 40 = written 24 + done before 10 + skipped 3 + failed 3\n"), err
     check_whole(archive)
