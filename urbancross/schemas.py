@@ -91,7 +91,7 @@ CAPTIONS = pa.schema(
         pa.field("seed", pa.int64()),
         pa.field("land_use", pa.string()),  # of the first caption, by the model
         pa.field("objects", pa.list_(pa.string())),  # of all captions, by the model
-        pa.field("attempts", pa.int32()),  # questions asked of the model for this tile
+        pa.field("attempts", pa.int32()),  # questions that the hardest of the captions took
         pa.field("repaired", pa.bool_()),  # an answer was no whole JSON
         pa.field("verdict", VERDICT),
         FAILURE,

@@ -93,6 +93,14 @@ def test_a_busy_server_is_asked_again_when_it_says(server, status):
     assert first["seed"] == second["seed"]
 
 
+def test_every_answer_is_a_step_so_that_a_long_batch_is_no_stall(server):
+    steps = []
+    asking = engine(server)
+    asking.went_on = lambda: steps.append(len(server.asked))
+    ask(asking, 3)
+    assert len(steps) == 3
+
+
 def test_a_date_to_wait_for_is_understood(server):
     server.script = [(429, {"Retry-After": formatdate(time.time() + 2, usegmt=True)}, "busy")]
     assert ask(engine(server)) == [ANSWER]

@@ -155,7 +155,7 @@ class ModelCaptioner:
             "seed": self.asking.seed,
             "land_use": next((answer.land_use for answer in answers), None),
             "objects": list(dict.fromkeys(thing for answer in answers for thing in answer.objects)),
-            "attempts": sum(draft.asked for draft in drafts),
+            "attempts": max(draft.asked for draft in drafts),
             "repaired": any(answer.repaired for answer in answers),
             "verdict": asdict(verdict),
         }
@@ -176,11 +176,7 @@ def tally(captions: pa.Table) -> dict[str, int]:
     words = pc.struct_field(done["verdict"], "word")
     return {
         "repaired": pc.sum(pc.fill_null(done["repaired"], False)).as_py() or 0,
-        "asked again": sum(
-            max(asked - len(texts), 0)
-            for asked, texts in zip(done["attempts"].to_pylist(), done["captions"].to_pylist(), strict=True)
-            if asked
-        ),
+        "asked again": pc.sum(pc.greater(pc.fill_null(done["attempts"], 0), 1)).as_py() or 0,
         "from the template": pc.sum(pc.and_(pc.equal(done["engine"], "template"), pc.is_valid(done["model"]))).as_py()
         or 0,
         "contradict the map": pc.sum(pc.equal(words, "contradicted")).as_py() or 0,

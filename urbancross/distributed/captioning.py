@@ -24,7 +24,7 @@ from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.runs import Balance
 from urbancross.storage import Place
 
-ENGINES: dict[str, Callable[..., captioner.Ask]] = {"vllm": VllmEngine, "openai": OpenAiEngine}
+ENGINES: dict[str, type[VllmEngine | OpenAiEngine]] = {"vllm": VllmEngine, "openai": OpenAiEngine}
 SAMPLE_BYTES = 1 << 20
 
 
@@ -62,9 +62,12 @@ class ModelCaptions:
     def __init__(
         self, engine: str, model: str, engine_options: dict[str, Any], asking: dict[str, Any], telling: dict[str, Any]
     ) -> None:
-        ask = ENGINES[engine](**engine_options)
-        self.captioner = ModelCaptioner(ask, engine, model, Asking(**asking))
+        self.engine = ENGINES[engine](**engine_options)
+        self.captioner = ModelCaptioner(self.engine, engine, model, Asking(**asking))
         self.telling = Telling(**telling)
+
+    def on_step(self, went_on: Callable[[], None]) -> None:
+        self.engine.went_on = went_on
 
     def __call__(self, sources: dict[str, pa.Table]) -> pa.Table:
         rows = sources["tiles"].to_pylist()

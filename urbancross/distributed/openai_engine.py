@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -38,6 +38,7 @@ class OpenAiEngine:
         key = os.environ.get("OPENAI_API_KEY") or "none"  # servers of one's own want none
         self.client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=timeout_s, max_retries=0)
         self.pool = ThreadPoolExecutor(concurrency)
+        self.went_on: Callable[[], None] = lambda: None
 
     def __call__(self, questions: Sequence[Question]) -> list[str | TileError]:
         """Answer a batch.
@@ -46,7 +47,11 @@ class OpenAiEngine:
             ConfigError: the server knows no such model, or wants another key.
             EngineError: the server stays busy or away for longer than the budget of one question.
         """
-        return list(self.pool.map(self._answer, questions))
+        answers: list[str | TileError] = []
+        for answer in self.pool.map(self._answer, questions):
+            self.went_on()
+            answers.append(answer)
+        return answers
 
     def _answer(self, question: Question) -> str | TileError:
         deadline = time.monotonic() + self.budget_s

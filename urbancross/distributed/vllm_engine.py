@@ -3,11 +3,12 @@
 import gc
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 
 from urbancross import tiles
 from urbancross.captions import prompts
@@ -18,7 +19,12 @@ log = logging.getLogger(__name__)
 
 LIVES = 3  # engines that one batch may use up
 # On CPUs, vLLM 0.32 dies at a prompt that it cuts in two ("CPU Generator does not use offset") when a seed is set.
-CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "enable_chunked_prefill": False}
+CPU = {
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 1 << 30,
+    "enable_chunked_prefill": False,
+    "mm_processor_cache_gb": 0.5,
+}
 
 
 class VllmEngine:
@@ -56,6 +62,8 @@ class VllmEngine:
             **(engine_args or {}),
         }
         self.last_words = ""
+        self.went_on: Callable[[], None] = lambda: None
+        self.nowhere = open(os.devnull, "w")  # noqa: SIM115 as long as the engine lives
         self.llm = self._load()
         self._try_out()
 
@@ -129,8 +137,20 @@ class VllmEngine:
         return [answer for question in questions for answer in self._answers([question])]
 
     def _chat(self, asked: Sequence[tuple[list[dict[str, Any]], Any]]) -> list[str]:
-        outputs = self.llm.chat([chat for chat, _ in asked], [sampling for _, sampling in asked], use_tqdm=False)
+        outputs = self.llm.chat([chat for chat, _ in asked], [sampling for _, sampling in asked], use_tqdm=self._bar)
         return [output.outputs[0].text for output in outputs]
+
+    def _bar(self, *arguments: Any, **named: Any) -> tqdm:
+        """What vLLM takes for its progress bar: it draws nothing and tells the worker that the batch moves."""
+        bar = tqdm(*arguments, **{**named, "file": self.nowhere, "mininterval": 3600})
+        draw = bar.update
+
+        def update(count: float | None = 1) -> bool | None:
+            self.went_on()
+            return draw(count)
+
+        bar.update = update
+        return bar
 
     def _asked(self, question: Question) -> tuple[list[dict[str, Any]], Any]:
         from vllm import SamplingParams

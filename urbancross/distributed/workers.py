@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,13 @@ class ShardWorker(Protocol):
     """Works on one shard of an archive after the other."""
 
     def work(self, name: str) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Steady(Protocol):
+    """A transform that may be at one batch for longer than a stall, and says meanwhile that it moves."""
+
+    def on_step(self, went_on: Callable[[], None]) -> None: ...
 
 
 class Replica:
@@ -73,7 +80,10 @@ class StageWorker:
     @cached_property
     def transform(self) -> Callable[[dict[str, pa.Table]], pa.Table]:
         hit("worker.load")
-        return self.stage.transform(**self.stage.arguments)
+        transform = self.stage.transform(**self.stage.arguments)
+        if isinstance(transform, Steady):
+            transform.on_step(self.guard.went_on)
+        return transform
 
     def take(self, name: str) -> Orders:
         """Tell the watch that this worker is at a shard now; what it says to that.
@@ -162,6 +172,7 @@ class StallGuard:
         self.seconds = seconds
         self.folder = Path(tempfile.gettempdir()) / f"urbancross-{run}"
         self.path = self.folder / f"{os.getpid()}.txt"
+        self.file: IO[str] | None = None
 
     @contextmanager
     def at(self, name: str) -> Iterator[None]:
@@ -173,13 +184,15 @@ class StallGuard:
             try:
                 yield
             finally:
+                self.file = None
                 faulthandler.cancel_dump_traceback_later()
         self.path.unlink()
         with suppress(OSError):  # another worker is at work
             self.folder.rmdir()
 
     def went_on(self) -> None:
-        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
+        if self.file is not None:
+            faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
 
     def left_by_the_last(self, name: str) -> str | None:
         """The stacks of a process that was ended at this shard, if it was for that."""
