@@ -1,5 +1,6 @@
 """`caption --engine vllm` with a real engine on this CPU, inside a real Ray Data job."""
 
+import contextlib
 import io
 import json
 import os
@@ -80,11 +81,13 @@ def rows_of(archive: Path) -> list[dict]:
     return [row for name in storage.shards(table) for row in storage.read_shard(table / name).to_pylist()]
 
 
-def pids_with(text: str) -> set[int]:
+def own_processes(name: str) -> set[int]:
+    """Those that this one began, Ray's and their children's too; no other Ray of the machine is touched."""
     found = set()
-    for process in psutil.process_iter(["cmdline"]):
-        if text in " ".join(process.info["cmdline"] or []):
-            found.add(process.pid)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if name in " ".join(process.cmdline()):
+                found.add(process.pid)
     return found
 
 
@@ -134,7 +137,7 @@ def test_a_second_run_whose_engine_is_killed_ends_in_the_same_table(made, model,
     archive = make_archive(tmp_path / "b")
     killed: list[int] = []
     killer = kill_once(
-        lambda: pids_with("ray::MapWorker"), lambda: storage.shards(archive / "captions@tiny-vlm"), killed
+        lambda: own_processes("ray::MapWorker"), lambda: storage.shards(archive / "captions@tiny-vlm"), killed
     )
     balance = cli.call("caption", config(archive, model))
     killer.join(1)
@@ -180,7 +183,7 @@ def test_an_engine_in_a_process_of_its_own_is_replaced_and_its_batch_asked_again
     program += ["--batch-tiles", "8", "--on-contradiction", "keep", "--engine-args", json.dumps(SMALL)]
     killed: list[int] = []
     killer = kill_once(
-        lambda: pids_with("VLLM::EngineCore"), lambda: storage.shards(archive / "captions@tiny-vlm"), killed
+        lambda: own_processes("VLLM::EngineCore"), lambda: storage.shards(archive / "captions@tiny-vlm"), killed
     )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
