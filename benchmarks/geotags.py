@@ -1,6 +1,6 @@
 """What do geo-tags cost beside only reading the map once, and does memory stay bounded on a map of millions?
 
-    python benchmarks/geotags.py --data ../shared/data/osm --quackosm /tmp/quackosm/bin/python
+    python benchmarks/geotags.py --data ../shared/data/osm --quackosm QUACKOSM/bin/python
     python benchmarks/geotags.py --stream 250000 2000000
 
 `whole` is all that geotag does but for Ray: reading, the map's table written to disk, and the join of a Z16 grid over
