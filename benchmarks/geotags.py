@@ -1,12 +1,18 @@
 """What do geo-tags cost beside only reading the map once, and does memory stay bounded on a map of millions?
 
-    python benchmarks/geotags.py --data ../shared/data/osm
+    python benchmarks/geotags.py --data ../shared/data/osm --quackosm QUACKOSM/bin/python
     python benchmarks/geotags.py --stream 250000 2000000
 
-`plain` reads the file with pyosmium as it comes: the same key filter, areas assembled, all tags as a dictionary, the
-geometry as WKB. `whole` is all that geotag does but for Ray: reading, the map's table written to disk, and the join of
-a Z16 grid over the place with it. `read_s` and `join_s` are parts of `whole`. Each runs in a process of its own, in
-turn; the clock starts after the imports. `--stream` writes a .osm.pbf of so many trees and reads it into a table.
+`whole` is all that geotag does but for Ray: reading, the map's table written to disk, and the join of a Z16 grid over
+the place with it; `read_cpu_s` (with the table) and `join_cpu_s` are its parts. Beside it:
+
+- `plain` reads the file with pyosmium as it comes: the same key filter, areas assembled, all tags as a dictionary, the
+  geometry as WKB. The bar, `whole` at 1.3 of it, is judged by this one.
+- `plain_all_tagged` is the same without the key filter: every tagged object, for context.
+- `quackosm` converts the file to GeoParquet, with the Python given by --quackosm; it joins nothing. For context, too.
+
+Each runs in a process of its own, in turn; the clocks start after the imports. CPU seconds count threads and child
+processes. `--stream` writes a .osm.pbf of so many trees and reads it into a table.
 """
 
 import argparse
@@ -42,6 +48,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "osm")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--places", nargs="+", default=list(PLACES))
+    parser.add_argument("--quackosm", help="a Python that has quackosm, and DuckDB's extension `spatial`")
     parser.add_argument("--stream", type=int, nargs="+", default=[])
     parser.add_argument("--measure", nargs=2)  # what and where: one measurement, in this process
     told = parser.parse_args()
@@ -49,27 +56,26 @@ def main() -> None:
         print(json.dumps(measure(*told.measure, told.data)))
         return
     for number in told.stream:
-        print(json.dumps({"trees": number, **another(sys.argv[0], "stream", str(number), told.data)}), flush=True)
+        print(json.dumps({"trees": number, **another("stream", str(number), told.data)}), flush=True)
     if not told.stream:
         for place in told.places:
-            print(json.dumps({"place": place, **compare(place, told.runs, told.data)}), flush=True)
+            print(json.dumps({"place": place, **compare(place, told.runs, told.data, told.quackosm)}), flush=True)
 
 
-def compare(place: str, runs: int, data: Path) -> dict[str, Any]:
-    found: dict[str, list[dict[str, Any]]] = {"plain": [], "whole": []}
+def compare(place: str, runs: int, data: Path, quackosm: str | None) -> dict[str, Any]:
+    kinds = ["plain", "plain_all_tagged", "whole", *(["quackosm"] if quackosm else [])]
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(runs):
-        for what, told in found.items():
-            told.append(another(sys.argv[0], what, place, data))
-    plain, whole = ({key: median(told, key) for key in told[0]} for told in found.values())
-    ratios = [both["s"] / alone["s"] for alone, both in zip(found["plain"], found["whole"], strict=True)]
+        for kind, told in found.items():
+            told.append(convert(quackosm, place, data) if kind == "quackosm" else another(kind, place, data))
+    medians = {kind: {key: median(told, key) for key in told[0]} for kind, told in found.items()}
+    ratios = [both["cpu_s"] / alone["cpu_s"] for alone, both in zip(found["plain"], found["whole"], strict=True)]
+    whole = medians["whole"]
     return {
-        "plain": plain,
-        "whole": whole,
-        "ratio": round(whole["s"] / plain["s"], 2),
-        "ratio_cpu": round(whole["cpu_s"] / plain["cpu_s"], 2),
-        "ratio_read": round(whole["read_s"] / plain["s"], 2),
-        "ratios": sorted(round(ratio, 2) for ratio in ratios),
-        "features_per_s": round(whole["features"] / whole["s"]),
+        **medians,
+        **{f"cpu_to_{kind}": round(whole["cpu_s"] / medians[kind]["cpu_s"], 2) for kind in kinds if kind != "whole"},
+        "cpu_to_plain_each": sorted(round(ratio, 2) for ratio in ratios),
+        "features_per_cpu_s": round(whole["features"] / whole["cpu_s"]),
     }
 
 
@@ -77,8 +83,18 @@ def median(told: list[dict[str, Any]], key: str) -> float:
     return round(statistics.median(each[key] for each in told), 3)
 
 
-def another(program: str, what: str, place: str, data: Path) -> dict[str, Any]:
-    command = [sys.executable, program, "--data", str(data), "--measure", what, place]
+def another(what: str, place: str, data: Path) -> dict[str, Any]:
+    return told_by([sys.executable, sys.argv[0], "--data", str(data), "--measure", what, place])
+
+
+def convert(quackosm: str, place: str, data: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "convert.py"  # a file, for its workers import it
+        program.write_text(CONVERT)
+        return told_by([quackosm, str(program), str(data / PLACES[place][0]), folder])
+
+
+def told_by(command: list[str]) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
@@ -86,7 +102,10 @@ def measure(what: str, place: str, data: Path) -> dict[str, Any]:
     if what == "stream":
         return stream(int(place))
     path, began, cpu = data / PLACES[place][0], time.perf_counter(), time.process_time()
-    found = plain(path) if what == "plain" else whole(path, place)
+    if what == "whole":
+        found = whole(path, place)
+    else:
+        found = plain(path, osmium.filter.KeyFilter(*KEYS) if what == "plain" else osmium.filter.EmptyTagFilter())
     found |= {"s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
     return {key: round(value, 4) for key, value in found.items()} | {"peak_mib": peak_mib()}
 
@@ -95,10 +114,10 @@ def peak_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def plain(path: Path) -> dict[str, float]:
+def plain(path: Path, wanted: osmium.BaseFilter) -> dict[str, float]:
     """Read once, keep nothing of it but the count."""
-    can_be_seen, wkb, number = osmium.filter.KeyFilter(*KEYS), osmium.geom.WKBFactory(), 0
-    objects = osmium.FileProcessor(path).with_locations().with_areas(can_be_seen).with_filter(can_be_seen)
+    wkb, number = osmium.geom.WKBFactory(), 0
+    objects = osmium.FileProcessor(path).with_locations().with_areas(wanted).with_filter(wanted)
     for item in objects:
         if item.is_relation() or (item.is_area() and item.from_way()):
             continue
@@ -116,9 +135,9 @@ def plain(path: Path) -> dict[str, float]:
 
 def whole(path: Path, place: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        began = time.process_time()
         number = table.write(Path(folder), osm.read(path), {})
-        read_s = time.perf_counter() - began
+        read = time.process_time()
         features = table.MapTable(Path(folder))
         grid, with_tags = outlines(*PLACES[place][1]), 0
         for start in range(0, len(grid), BATCH_TILES):
@@ -126,8 +145,8 @@ def whole(path: Path, place: str) -> dict[str, float]:
             with_tags += sum(
                 bool(told["center_tags"]) for told in tag_tiles(tiles, features.meeting(tiles.windows(2.0)))
             )
-        join_s = time.perf_counter() - began - read_s
-    return {"features": number, "tiles": len(grid), "with_tags": with_tags, "read_s": read_s, "join_s": join_s}
+        seconds = {"read_cpu_s": read - began, "join_cpu_s": time.process_time() - read}
+    return {"features": number, "tiles": len(grid), "with_tags": with_tags, **seconds}
 
 
 def outlines(west: float, south: float, east: float, north: float) -> np.ndarray:
@@ -169,6 +188,26 @@ with osmium.SimpleWriter(sys.argv[1]) as writer:
     for i in range(len(lon)):
         tags = {"natural": "tree", "leaf_type": "broadleaved"}
         writer.add_node(osmium.osm.mutable.Node(id=i + 1, version=1, location=(lon[i], lat[i]), tags=tags))
+"""
+
+CONVERT = """
+import json, resource, sys, time
+
+if __name__ == "__main__":
+    import quackosm
+
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    def cpu_s():
+        return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
+
+    path, folder = sys.argv[1:]
+    began, cpu = time.perf_counter(), cpu_s()
+    quackosm.convert_pbf_to_parquet(
+        path, result_file_path=f"{folder}/out.parquet", working_directory=folder, ignore_cache=True,
+        verbosity_mode="silent",
+    )
+    seconds = {"s": round(time.perf_counter() - began, 3), "cpu_s": round(cpu_s() - cpu, 3)}
+    print(json.dumps(seconds | {"peak_mib": max(resource.getrusage(each).ru_maxrss for each in whose) // 1024}))
 """
 
 if __name__ == "__main__":

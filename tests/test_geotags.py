@@ -225,5 +225,7 @@ def test_areas_and_lengths_are_those_on_the_ellipsoid():
     assert globe.areas_m2(cell)[0] == pytest.approx(6_122_000_000, rel=1e-3)
     lines = np.array([shapely.LineString([(24, 60), (25, 60)]), shapely.LineString([(24, 60), (24, 61)])], dtype=object)
     assert globe.lengths_m(lines) == pytest.approx([55_800, 111_420], rel=1e-3)
+    apart = shapely.union(lines[0], shapely.LineString([(24, 61), (24, 62)]))  # the way between them is no part of it
+    assert globe.lengths_m(np.array([apart, lines[0]])) == pytest.approx([167_240, 55_800], rel=1e-3)
     cap = np.array([globe.outline(np.arange(0, 360, 5.0), np.full(72, 89.0))[0]], dtype=object)
     assert globe.areas_m2(cap)[0] == pytest.approx(math.pi * 111_694**2, rel=1e-3)

@@ -143,14 +143,20 @@ def areas_m2(shapes: np.ndarray) -> np.ndarray:
 
 def lengths_m(shapes: np.ndarray) -> np.ndarray:
     """How long lines in degrees are."""
-    parts, shape = shapes, np.arange(len(shapes))
-    if (shapely.get_num_geometries(shapes) > 1).any():
-        parts, shape = shapely.get_parts(shapes, return_index=True)
-    corners, part = shapely.get_coordinates(parts, return_index=True)
-    same = part[1:] == part[:-1]
+    found = np.empty(len(shapes))
+    many = shapely.get_num_geometries(shapes) > 1
+    found[~many] = _line_lengths_m(shapes[~many])
+    parts, shape = shapely.get_parts(shapes[many], return_index=True)
+    found[many] = np.bincount(shape, _line_lengths_m(parts), np.count_nonzero(many))
+    return found
+
+
+def _line_lengths_m(lines: np.ndarray) -> np.ndarray:
+    corners, line = shapely.get_coordinates(lines, return_index=True)
+    same = line[1:] == line[:-1]
     east, north = metres_per_degree((corners[1:, 1] + corners[:-1, 1]) / 2)
     steps = np.hypot(np.diff(corners[:, 0]) * east, np.diff(corners[:, 1]) * north) * same
-    return np.bincount(shape[part[1:]], steps, len(shapes))
+    return np.bincount(line[1:], steps, len(lines))
 
 
 def _on_ellipsoid(lonlat: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -160,7 +166,7 @@ def _on_ellipsoid(lonlat: np.ndarray) -> tuple[np.ndarray, ...]:
     return normal * cos * np.cos(lon), normal * cos * np.sin(lon), normal * (1 - SQUARED_ECCENTRICITY) * sin
 
 
-def plane(lonlat: np.ndarray, centres: np.ndarray) -> np.ndarray:
+def plane(lonlat: np.ndarray, centres: np.ndarray, of: np.ndarray | int = 0) -> np.ndarray:
     """Metres east and north of a centre, `[N, 2]`, on an equal-area map of its own about each centre.
 
     The points of the ellipsoid are seen in the tangent plane and drawn outward as Lambert's azimuthal map does; a tile
@@ -168,11 +174,13 @@ def plane(lonlat: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
     Args:
         lonlat: `[N, 2]` degrees.
-        centres: `[N, 2]` degrees: of each point, the centre of its map; or `[1, 2]`.
+        centres: `[M, 2]` degrees.
+        of: `[N]` of each point, the number of its centre; or the one of all.
     """
     lon, lat = np.radians(centres).T
-    sin_lon, cos_lon, sin_lat, cos_lat = np.sin(lon), np.cos(lon), np.sin(lat), np.cos(lat)
-    x, y, z = (there - here for there, here in zip(_on_ellipsoid(lonlat), _on_ellipsoid(centres), strict=True))
+    sin_lon, cos_lon, sin_lat, cos_lat = (each[of] for each in (np.sin(lon), np.cos(lon), np.sin(lat), np.cos(lat)))
+    here = (each[of] for each in _on_ellipsoid(centres))
+    x, y, z = (there - origin for there, origin in zip(_on_ellipsoid(lonlat), here, strict=True))
     east = cos_lon * y - sin_lon * x
     ahead = cos_lon * x + sin_lon * y
     north, up = cos_lat * z - sin_lat * ahead, cos_lat * ahead + sin_lat * z
@@ -210,4 +218,4 @@ def centres(shapes: np.ndarray) -> np.ndarray:
 def on_planes(shapes: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Each shape in metres on the plane about its own centre, as `plane` draws it."""
     corners, shape = shapely.get_coordinates(shapes, return_index=True)
-    return shapely.set_coordinates(shapes.copy(), plane(corners, centres[shape]))
+    return shapely.set_coordinates(shapes.copy(), plane(corners, centres, shape))

@@ -78,6 +78,13 @@ def test_features_that_cannot_be_seen_are_not_read(tmp_path):
     assert read(tmp_path, osm(way(1, OUTER))) == []
 
 
+def test_one_tag_is_read_as_one_among_many_and_never_for_another_of_the_same_value(tmp_path):
+    keys = ["highway", "railway", "building", "building", "railway", "highway"]
+    more = [{}, {}, {}, {"name": "One"}, {"name": "Two"}, {"name": "Three"}]
+    ways = [way(i, OUTER, **{key: "platform"}, **tags) for i, (key, tags) in enumerate(zip(keys, more, strict=True), 1)]
+    assert [tags for tags, _ in read(tmp_path, osm("".join(ways)))] == [[f"{key}=platform"] for key in keys]
+
+
 def test_a_way_that_leaves_the_extract_keeps_the_part_inside(tmp_path):
     found = read(tmp_path, osm(way(1, [1, 2, 3], highway="track") + way(2, [3, 4], highway="path"), without=(3,)))
     assert [shape.wkt for _, shape in found] == ["LINESTRING (0 0, 0.1 0)"]

@@ -19,7 +19,9 @@ from urbancross.maps.visible import HIDDEN, KEYS, is_area, tag_list
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".osm", ".osm.gz", ".osm.bz2", ".osm.pbf")
-TOLD = (*KEYS, *HIDDEN, "area")  # the keys that decide what of a feature can be seen
+COMMON = ("highway", "building", "natural", "landuse", "barrier", "waterway")  # asked for first
+TOLD = tuple(dict.fromkeys((*COMMON, *KEYS, *HIDDEN, "area")))  # the keys that decide what of a feature can be seen
+NOTHING = (None,) * len(TOLD)
 BATCH = 16_384
 # 16 bytes for every node that a file has: from this size on they lie in a file of their own (a country's extract).
 NODES_ON_DISK_BYTES = 256 << 20
@@ -27,6 +29,7 @@ NODES_ON_DISK_BYTES = 256 << 20
 # WKB in hex: how a line begins before the number of its corners, and a polygon of one ring; the length of a corner.
 LINE, POLYGON, CORNER = "0102000000", "010300000001000000", 32
 
+Values = tuple[str | None, ...]
 _WKB = osmium.geom.WKBFactory()
 
 
@@ -85,15 +88,16 @@ def _batches(path: Path, nodes: str) -> Iterator[Batch]:
     kinds = osmium.osm.NODE | osmium.osm.WAY | osmium.osm.AREA  # a relation comes again as an area
     objects = osmium.FileProcessor(path).with_locations(nodes).with_areas(can_be_seen)
     objects = objects.with_filter(osmium.filter.EntityFilter(kinds)).with_filter(can_be_seen)
-    known: dict[tuple[tuple[str, str], ...], tuple[tuple[str, ...], bool]] = {}
+    known: dict[Values, tuple[tuple[str, ...], bool]] = {}
     batch, placeless = Batch(), 0
     for item in objects:
         if isinstance(item, Area) and item.from_way():
             continue  # it was taken as a way
-        told = _told(item.tags)
-        found = known.get(told)
+        values = _values(item.tags)
+        found = known.get(values)
         if found is None:
-            found = known[told] = (tuple(tag_list(dict(told))), is_area(dict(told)))
+            told = {key: value for key, value in zip(TOLD, values, strict=False) if value is not None}
+            found = known[values] = (tuple(tag_list(told)), is_area(told))
         tags, bounds_area = found
         if not tags:
             continue
@@ -115,11 +119,18 @@ def _batches(path: Path, nodes: str) -> Iterator[Batch]:
         log.warning("%s: %d features are left out: the file lacks their nodes", path, placeless)
 
 
-def _told(tags: TagList) -> tuple[tuple[str, str], ...]:
-    """The tags that count. To ask for each key is faster than to turn every tag of an address into Python's strings."""
-    if len(tags) < 3:
-        return tuple([(tag.k, tag.v) for tag in tags])
-    return tuple([(key, tags[key]) for key in TOLD if key in tags])
+def _values(tags: TagList) -> Values:
+    """What a feature has for each key of `TOLD`, cut short after the only one of its tags where it has no more.
+
+    To ask for each key is faster than to turn every tag of an address into Python's strings.
+    """
+    get = tags.get
+    if len(tags) == 1:
+        for place, key in enumerate(TOLD):
+            value = get(key)
+            if value is not None:
+                return (*NOTHING[:place], value)
+    return tuple(map(get, TOLD))
 
 
 def _name(item: OSMEntity) -> str:
