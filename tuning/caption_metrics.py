@@ -27,7 +27,10 @@ def ngrams(text: str, n: int) -> Ngrams:
 
 
 def bleu_counts(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """What BLEU sums over tiles: [N, 10] of matched n-grams, n-grams (n = 1 to 4), words, words of the closest reference."""
+    """What BLEU sums over tiles, `[N, 10]`.
+
+    Columns: matched n-grams (n = 1 to 4), n-grams (n = 1 to 4), words, words of the reference closest in length.
+    """
     rows = []
     for candidate, texts in zip(candidates, references, strict=True):
         length = len(words(candidate))

@@ -12,7 +12,7 @@ import copy
 import json
 import os
 import platform
-import sys
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from captioner_answers import answers
 from captioner_model import IMAGE, TOKENS_PER_TILE, model_of, processor_of, save, tokenizer_of
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, FastVlmForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import DynamicCache, FastVlmForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from urbancross import cli
+from urbancross import cli, storage
 from urbancross.captions import prompts
 from urbancross.errors import ConfigError, UrbanCrossError
 from urbancross.models import starter
@@ -75,13 +77,11 @@ def read_tiles(captions: Path, split: str) -> list[Tile]:
     return tiles
 
 
-def prompt_of(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Prompt:
+def prompt_of(processor: LlavaProcessor) -> Prompt:
     """What `urbancross caption --no-tags` asks, through the model's own chat template."""
     conversation = prompts.messages(b"", prompts.prompt([], []))
-    text = tokenizer.apply_chat_template(
-        conversation, chat_template=chat_template, tokenize=False, add_generation_prompt=True
-    )
-    before, after = (tokenizer(part)["input_ids"] for part in text.split(IMAGE))
+    text = str(processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+    before, after = (processor.tokenizer(part)["input_ids"] for part in text.split(IMAGE))
     return Prompt(torch.tensor(before), torch.tensor(after[:-1]), after[-1])
 
 
@@ -109,6 +109,24 @@ def features_of(model: FastVlmForConditionalGeneration, tiles: Sequence[Tile], t
         if i % 1000 == 999:
             print(f"features of {i + 1:,} of {len(tiles):,} tiles, {cpu_minutes():.1f} CPU minutes", flush=True)
     return seen
+
+
+def stored_features(
+    file: Path | None, model: FastVlmForConditionalGeneration, tiles: Sequence[Tile], turns: np.ndarray
+) -> tuple[Tensor, float]:
+    """`features_of`, kept in a file for the next run; and the CPU minutes that they took, now or then."""
+    wanted = storage.digest_text("\n".join(tile.image.name for tile in tiles) + str(turns.tolist()))
+    if file is not None and file.exists():
+        with safe_open(file, "pt") as stored:
+            if stored.metadata()["of"] != wanted:
+                raise ConfigError(f"{file} holds features of other tiles, turns or another seed; remove it")
+            return stored.get_tensor("seen"), float(stored.metadata()["cpu_minutes"])
+    before = cpu_minutes()
+    seen = features_of(model, tiles, turns)
+    spent = cpu_minutes() - before
+    if file is not None:
+        save_file({"seen": seen}, file, {"of": wanted, "cpu_minutes": str(spent)})
+    return seen, 0.0
 
 
 def batch_of(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, tiles: Sequence[Tile], seen: Tensor) -> Batch:
@@ -157,10 +175,11 @@ def held_out_loss(model: FastVlmForConditionalGeneration, prompt: Prompt, batche
 def learn(
     model: FastVlmForConditionalGeneration,
     prompt: Prompt,
-    epochs: Iterator[list[Batch]],
+    epochs: Iterator[Iterator[Batch]],
     steps: int,
     held_out: Sequence[Batch],
     told: argparse.Namespace,
+    minutes: float,
 ) -> None:
     """Train decoder and projector, and leave the weights of the epoch that did best on the held-out tiles."""
     model.model.vision_tower.requires_grad_(False)
@@ -181,7 +200,7 @@ def learn(
             optimiser.step()
             schedule.step()
             losses.append(loss.item())
-            if cpu_minutes() > told.minutes * ROOM_FOR_THE_END:
+            if cpu_minutes() > minutes:
                 break
         judged = held_out_loss(model, prompt, held_out)
         if judged < best:
@@ -191,8 +210,8 @@ def learn(
             f" {cpu_minutes():.1f} CPU minutes",
             flush=True,
         )
-        if cpu_minutes() > told.minutes * ROOM_FOR_THE_END:
-            print(f"stopped at --minutes {told.minutes:g}")
+        if cpu_minutes() > minutes:
+            print(f"stopped for --minutes {told.minutes:g}")
             break
     model.load_state_dict(kept)
 
@@ -207,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--captions", type=Path, required=True, help="captions.jsonl of a captioned set")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--features", type=Path, help="file that keeps the tower's features for the next run (GBs)")
     parser.add_argument("--minutes", type=float, default=60, help="CPU minutes in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=10)
@@ -223,19 +243,20 @@ def main() -> None:
     rng = np.random.default_rng(told.seed)
 
     tiles = read_tiles(told.captions, "train")
-    rng.shuffle(tiles)  # type: ignore[arg-type]
+    rng.shuffle(tiles)
     tokenizer = tokenizer_of(
         [*_prompt_texts(len(tiles)), *(text for tile in tiles for text in tile.answers)], VOCABULARY
     )
     processor = processor_of(tokenizer)
-    prompt = prompt_of(tokenizer, processor.chat_template)
+    prompt = prompt_of(processor)
     model = model_of(tokenizer, told.width, told.layers, told.dropout)
     decoder = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" not in name)
     print(f"{len(tiles):,} tiles; {model.num_parameters():,} parameters, {decoder:,} of them learn", flush=True)
 
-    turns = np.stack([rng.permutation(TURNS)[: told.views] for _ in tiles])
-    seen = features_of(model, tiles, turns)
     spared = min(HELD_OUT, len(tiles) // 4)
+    turns = np.stack([rng.permutation(TURNS)[: told.views] for _ in tiles])
+    turns[:spared, 0] = 0  # the held-out tiles are judged as they are
+    seen, spent_before = stored_features(told.features, model, tiles, turns)
 
     def batches(rows: np.ndarray, views: np.ndarray) -> Iterator[Batch]:
         for i in range(0, len(rows), told.batch):
@@ -249,14 +270,21 @@ def main() -> None:
 
     steps = told.epochs * -(-(len(tiles) - spared) // told.batch)
     held_out = list(batches(np.arange(spared), np.zeros(spared, dtype=int)))
-    learn(model, prompt, epochs(), steps, held_out, told)
+    learn(model, prompt, epochs(), steps, held_out, told, told.minutes * ROOM_FOR_THE_END - spent_before)
     save(told.out, model, processor)
-    print(f"wrote {told.out} after {cpu_minutes():.1f} CPU minutes on one thread of {platform.processor() or 'a CPU'}")
+    print(f"wrote {told.out}; {cpu_minutes() + spent_before:.1f} CPU minutes in all, one thread of {_cpu()}")
 
 
 def _prompt_texts(times: int) -> list[str]:
     """The prompt's parts, so often that its words become tokens."""
     return [prompts.INSTRUCTIONS, prompts.prompt([], [])] * times
+
+
+def _cpu() -> str:
+    """The processor's name, where the system tells it."""
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", told.read_text()) if told.exists() else []
+    return names[0] if names else platform.processor() or "an unknown CPU"
 
 
 if __name__ == "__main__":

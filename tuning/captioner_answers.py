@@ -1,4 +1,4 @@
-"""From the captions people wrote for a tile to the answers a model should give: JSON as `prompts.answer_schema` asks."""
+"""From captions that people wrote to the answers a model should give: JSON as `prompts.answer_schema` asks."""
 
 import json
 import re
@@ -16,10 +16,10 @@ _SPEAKS_FOR = {
     "commercial": "commercial area|commercial|mall|market|shop|downtown",
     "industrial": "industrial area|industrial|factory|warehouse|storage tank|storagetank|tank|workshop",
     "public": "school|church|square|center|campus|hospital|teaching building",
-    "transport": "airport|plane|runway|terminal|railway station|railway|station|train|viaduct|overpass|highway|crossroads"
-    "|bridge|parking lot|parking|port|harbour|wharf|pier|boat|ship",
-    "recreation": "playground|stadium|park|resort|football field|soccer field|baseball field|baseballfield|baseball diamond"
-    "|basketball court|basketball field|tennis court|badminton court|swimming pool|pool|track",
+    "transport": "airport|plane|runway|terminal|railway station|railway|station|train|viaduct|overpass|highway"
+    "|crossroads|bridge|parking lot|parking|port|harbour|wharf|pier|boat|ship",
+    "recreation": "playground|stadium|park|resort|football field|soccer field|baseball field|baseballfield"
+    "|baseball diamond|basketball court|basketball field|tennis court|badminton court|swimming pool|pool|track",
     "agriculture": "farmland|farm|crop|pasture|orchard|piece of field",
     "forest": "forest|wood",
     "grassland": "meadow|grassland|lawn|grass",
@@ -44,9 +44,9 @@ _PATTERN = re.compile(rf"\b(?:{'|'.join(sorted(_NOUN_OF, key=len, reverse=True))
 
 
 def tidy(caption: str) -> str:
-    """A caption as a sentence: a capital letter, a full stop, no blank before a mark, no character that is not asked for.
+    """A caption as a sentence: a capital letter, a full stop, no blank before a mark, the schema's characters alone.
 
-    Empty where nothing is left that the schema takes.
+    Empty where nothing is left.
     """
     text = re.sub(r"[^A-Za-z0-9 ,.;:'()/%&+\-]", " ", caption.replace("’", "'").replace("`", "'"))
     text = " ".join(re.sub(r"\s+(?=[,.;:])", "", " ".join(text.split())).split())

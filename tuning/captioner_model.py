@@ -9,8 +9,8 @@ import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessor,
@@ -88,7 +88,7 @@ def model_of(
         dropout: on attention weights, while learning.
         pretrained: False leaves the tower at random too.
     """
-    token_id = tokenizer.convert_tokens_to_ids
+    token_id = tokenizer.get_vocab().__getitem__
     config = FastVlmConfig(
         vision_config={
             "model_type": "timm_wrapper",
@@ -115,10 +115,11 @@ def model_of(
         image_token_index=token_id(IMAGE),
         tie_word_embeddings=True,
     )
-    model = FastVlmForConditionalGeneration(config).to(torch.float32)
+    model = FastVlmForConditionalGeneration(config)
     if pretrained:
         tower = model.model.vision_tower.timm_model
-        tower.load_state_dict(starter.towers().visual.trunk.state_dict())
+        towers: Any = starter.towers()
+        tower.load_state_dict(towers.visual.trunk.state_dict())
     model.generation_config.eos_token_id = token_id(END)
     model.generation_config.pad_token_id = token_id(PAD)
     return model
