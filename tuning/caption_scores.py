@@ -1,10 +1,12 @@
 """How good generated captions are: BLEU-4, CIDEr-D and retrieval of their own tiles, beside baselines, as one table.
 
-    python tuning/caption_scores.py --archive A --generated VARIANT [VARIANT ...] --checkpoint C --out FOLDER
+    python tuning/caption_scores.py --archive A --generated VARIANT [...] --checkpoint C [...] --out FOLDER
 
-A is an ingested captioned set, `captions@VARIANT` what `urbancross caption` wrote for it, and C an encoder that has not
-seen the judged split: `urbancross pretrain --archive A --captions given --out C` leaves `features` in A too, from which
-the nearest training tile is found. Writes FOLDER/caption_scores.json and .md, and prints the latter.
+A is an ingested captioned set, `captions@VARIANT` what `urbancross caption` wrote for it, and C an encoder on `starter`'s
+frozen towers that has not seen the judged split: `urbancross pretrain --archive A --captions given --out C` leaves
+`features` in A too, from which the nearest training tile is found. Writes FOLDER/caption_scores.json and .md, with a
+table per encoder, and prints the latter. An encoder that learnt the very captions of the nearest training tiles favours
+them: one that was pretrained on another set is the fairer judge.
 
 Every row is one text per tile, its tile alone being relevant (protocol `field`): texts that several tiles share count
 against both. A tile without a generated caption counts as missed.
@@ -115,14 +117,14 @@ def main() -> None:
     parser.add_argument("--archive", required=True)
     parser.add_argument("--generated", nargs="+", required=True, help="variants of the captions table to judge")
     parser.add_argument("--references", default="given", help="the variant that people wrote")
-    parser.add_argument("--checkpoint", required=True, help="an encoder that has not seen the judged split")
+    parser.add_argument("--checkpoint", nargs="+", required=True, help="encoders that have not seen the judged split")
     parser.add_argument("--split", default="valid", help="what is judged")
     parser.add_argument("--train-split", default="train", help="where the nearest tile is looked for")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
     archive = storage.archive(told.archive)
-    encoder = checkpoints.load(checkpoints.resolve(told.checkpoint), "cpu")
+    judges = {name: checkpoints.load(checkpoints.resolve(name), "cpu") for name in told.checkpoint}
     judged = read_tiles(archive, told.split, told.references, told.generated)
     train = read_tiles(archive, told.train_split, told.references, [])
 
@@ -130,19 +132,22 @@ def main() -> None:
     for variant, captions in judged.generated.items():
         texts |= {variant: captions, variant + SHUFFLED: shuffled(captions, told.seed)}
     texts["nearest training tile's"] = nearest_captions(judged, train)
-    people = [lines[0] for lines in judged.references]
-    rows: dict[str, dict[str, Any]] = {}
-    for name, captions in {**texts, "a person's (the first of five)": people}.items():
-        rows[name] = {"distinct": len(set(captions)), "missing": captions.count("")}
-        if captions is not people:  # they are among the references
-            rows[name] |= caption_metrics.scores(captions, judged.references, seed=told.seed)
-        rows[name] |= retrieval(encoder, judged.features, captions, told.seed)
-    table = markdown(rows)
-    print(f"{len(judged.references):,} tiles of {told.split}, intervals of 95 % over tiles\n\n{table}")
-    storage.write_json(
-        told.out / "caption_scores.json", {"arguments": vars(told) | {"out": str(told.out)}, "rows": rows}
-    )
-    storage.replace(told.out / "caption_scores.md", (table + "\n").encode())
+    rows: dict[str, dict[str, Any]] = {
+        name: caption_metrics.scores(captions, judged.references, seed=told.seed) for name, captions in texts.items()
+    }
+    person = "a person's (the first of five)"  # which is among the references
+    texts[person], rows[person] = [lines[0] for lines in judged.references], {}
+    for name, captions in texts.items():
+        rows[name] |= {"distinct": len(set(captions)), "missing": captions.count("")}
+    tables = {
+        judge: {name: row | retrieval(encoder, judged.features, texts[name], told.seed) for name, row in rows.items()}
+        for judge, encoder in judges.items()
+    }
+    page = "\n\n".join(f"Judged by {Path(judge).name}:\n\n{markdown(found)}" for judge, found in tables.items())
+    print(f"{len(judged.references):,} tiles of {told.split}, intervals of 95 % over tiles.\n\n{page}")
+    arguments = vars(told) | {"out": str(told.out)}
+    storage.write_json(told.out / "caption_scores.json", {"arguments": arguments, "judges": tables})
+    storage.replace(told.out / "caption_scores.md", (page + "\n").encode())
 
 
 if __name__ == "__main__":
