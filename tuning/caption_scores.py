@@ -2,11 +2,11 @@
 
     python tuning/caption_scores.py --archive A --generated VARIANT [...] --checkpoint C [...] --out FOLDER
 
-A is an ingested captioned set, `captions@VARIANT` what `urbancross caption` wrote for it, and C an encoder on `starter`'s
-frozen towers that has not seen the judged split: `urbancross pretrain --archive A --captions given --out C` leaves
-`features` in A too, from which the nearest training tile is found. Writes FOLDER/caption_scores.json and .md, with a
-table per encoder, and prints the latter. An encoder that learnt the very captions of the nearest training tiles favours
-them: one that was pretrained on another set is the fairer judge.
+A is an ingested captioned set, `captions@VARIANT` what `urbancross caption` wrote for it, and C an encoder on frozen
+towers that has not seen the judged split: `urbancross pretrain --archive A --captions given --out C` leaves `features`
+in A too, from which the nearest training tile is found. Writes FOLDER/caption_scores.json and .md, with a table per
+encoder, and prints the latter. An encoder that learnt the very captions of the nearest training tiles favours them: one
+that was pretrained on another set is the fairer judge.
 
 Every row is one text per tile, its tile alone being relevant (protocol `field`): texts that several tiles share count
 against both. A tile without a generated caption counts as missed.
@@ -68,6 +68,16 @@ def read_tiles(archive: Place, split: str, references: str, generated: Sequence[
     return Tiles(texts, captions, torch.tensor(seen))
 
 
+def load_judge(archive: Place, checkpoint: str) -> DualEncoder:
+    """An encoder whose heads fit the archive's features."""
+    model, features = checkpoints.resolve(checkpoint), table_of(archive, "features", None, "features")
+    if not features.startswith(f"features@{model.towers}-"):
+        raise ConfigError(
+            f"{checkpoint} has other towers than {archive / features}; give one of pretrain --train heads"
+        )
+    return checkpoints.load(model, "cpu")
+
+
 def nearest_captions(judged: Tiles, train: Tiles) -> list[str]:
     """The first caption of the training tile that looks most alike to the frozen image tower, by cosine."""
     likeness = functional.normalize(judged.features, dim=1) @ functional.normalize(train.features, dim=1).T
@@ -124,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
     archive = storage.archive(told.archive)
-    judges = {name: checkpoints.load(checkpoints.resolve(name), "cpu") for name in told.checkpoint}
+    judges = {name: load_judge(archive, name) for name in told.checkpoint}
     judged = read_tiles(archive, told.split, told.references, told.generated)
     train = read_tiles(archive, told.train_split, told.references, [])
 
