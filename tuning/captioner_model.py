@@ -79,7 +79,7 @@ def processor_of(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def model_of(
-    tokenizer: PreTrainedTokenizerFast, width: int = 256, layers: int = 4, dropout: float = 0.0, pretrained: bool = True
+    tokenizer: PreTrainedTokenizerFast, width: int = 192, layers: int = 3, dropout: float = 0.0, pretrained: bool = True
 ) -> FastVlmForConditionalGeneration:
     """The model with a decoder of random weights; seed torch before.
 
