@@ -40,7 +40,7 @@ def build(folder: Path, seed: int = 0) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
-    token_id = tokenizer.convert_tokens_to_ids
+    token_id = tokenizer.get_vocab().__getitem__
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(
             size={"shortest_edge": (4 * PATCH_PX) ** 2, "longest_edge": IMAGE_PX**2}, patch_size=PATCH_PX
@@ -81,7 +81,7 @@ def build(folder: Path, seed: int = 0) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config).to(torch.float32)
+        model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = token_id(END)
     model.generation_config.pad_token_id = token_id(PAD)
     model.save_pretrained(folder)

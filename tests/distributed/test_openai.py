@@ -13,9 +13,9 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tiny_vlm import build
 
 from tests.distributed.test_vllm import make_archive, rows_of
-from tests.tiny_vlm import build
 from urbancross import cli
 from urbancross.captions.captioner import Question
 from urbancross.command_line import from_command_line

@@ -16,8 +16,8 @@ import psutil
 import pyarrow as pa
 import pytest
 from PIL import Image
+from tiny_vlm import build
 
-from tests.tiny_vlm import build
 from urbancross import cli, schemas, storage
 from urbancross.config import CaptionConfig
 from urbancross.distributed.captioning import name_of, resolve
@@ -70,7 +70,7 @@ def make_archive(folder: Path) -> Path:
 
 
 def config(archive: Path, model: Path, **more) -> CaptionConfig:
-    told = {"max_model_len": 1024, "max_num_seqs": 16, "max_chars": 60, "batch_tiles": 8, "on_contradiction": "keep"}
+    told = {"max_model_len": 1024, "max_num_seqs": 16, "max_chars": 140, "batch_tiles": 8, "on_contradiction": "keep"}
     return CaptionConfig(
         **{"archive": str(archive), "engine": "vllm", "model": str(model), "engine_args": SMALL, **told, **more}
     )
@@ -126,7 +126,7 @@ def test_sixty_of_sixty_four_tiles_get_captions_and_four_say_why_not(made):
     for row in rows:
         if not row["failure"]:
             (caption,) = row["captions"]
-            assert 3 <= len(caption) <= 60
+            assert 3 <= len(caption) <= 140
             assert (row["engine"], row["repaired"], row["attempts"]) == ("vllm", False, 1)
             assert row["land_use"]
             assert row["tags"] == ["landuse=forest", "highway=track"]
@@ -179,7 +179,7 @@ def test_an_engine_in_a_process_of_its_own_is_replaced_and_its_batch_asked_again
     """As on GPUs, where vLLM's core is a process beside the actor."""
     archive = make_archive(tmp_path / "c")
     program = [sys.executable, "-m", "urbancross.cli", "caption", "--archive", str(archive), "--engine", "vllm"]
-    program += ["--model", str(model), "--max-model-len", "1024", "--max-num-seqs", "16", "--max-chars", "60"]
+    program += ["--model", str(model), "--max-model-len", "1024", "--max-num-seqs", "16", "--max-chars", "140"]
     program += ["--batch-tiles", "8", "--on-contradiction", "keep", "--engine-args", json.dumps(SMALL)]
     killed: list[int] = []
     killer = kill_once(

@@ -1,6 +1,7 @@
 """One vLLM engine in an actor: questions in, texts out; a dead engine is replaced, a bad question costs only itself."""
 
 import gc
+import io
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -81,18 +82,22 @@ class VllmEngine:
             raise ConfigError(f"--model {self.model} cannot be loaded by vLLM: {_line(error)}") from error
 
     def _try_out(self) -> None:
-        """Ask about a grey square: a model that takes no images shows now, not as a million failed tiles.
+        """Ask about a grey square: a model that takes no images, or a schema that vLLM cannot hold, shows now, not as a
+        million failed tiles.
 
         Raises:
             ConfigError: the model cannot answer.
         """
-        from vllm import SamplingParams
-
-        question = prompts.question(_picture(Image.new("RGB", (224, 224), (128, 128, 128))), prompts.prompt([], []))
+        grey = io.BytesIO()
+        Image.new("RGB", (224, 224), (128, 128, 128)).save(grey, "PNG")
+        chat, sampling = self._asked(Question(grey.getvalue(), prompts.prompt([], []), seed=0))
+        sampling.max_tokens = 1
         try:
-            self.llm.chat([question], SamplingParams(max_tokens=1), use_tqdm=False)
+            (answer,) = self._chat([(chat, sampling)])
         except Exception as error:
             raise ConfigError(f"--model {self.model} answers no question with an image: {_line(error)}") from error
+        if isinstance(answer, TileError):
+            raise ConfigError(f"--model {self.model} cannot answer under the schema ({answer}); another --max-chars?")
 
     def __call__(self, questions: Sequence[Question]) -> list[str | TileError]:
         """Answer a batch; where engine after engine dies at it, one by one, to find the question that it is.
@@ -130,15 +135,18 @@ class VllmEngine:
 
         asked = [self._asked(question) for question in questions]
         try:
-            return list(self._chat(asked))
+            return self._chat(asked)
         except (ValueError, TypeError, VLLMClientError) as error:  # the engine is well; any other exception ends it
             if len(questions) == 1:
                 return [TileError(f"the model takes no such question: {_line(error)}")]
         return [answer for question in questions for answer in self._answers([question])]
 
-    def _chat(self, asked: Sequence[tuple[list[dict[str, Any]], Any]]) -> list[str]:
+    def _chat(self, asked: Sequence[tuple[list[dict[str, Any]], Any]]) -> list[str | TileError]:
         outputs = self.llm.chat([chat for chat, _ in asked], [sampling for _, sampling in asked], use_tqdm=self._bar)
-        return [output.outputs[0].text for output in outputs]
+        return [
+            TileError("vLLM ended it with an error") if answer.finish_reason == "error" else answer.text
+            for answer in (output.outputs[0] for output in outputs)
+        ]
 
     def _bar(self, *arguments: Any, **named: Any) -> tqdm:
         """What vLLM takes for its progress bar: it draws nothing and tells the worker that the batch moves."""
