@@ -39,19 +39,19 @@ def build(folder: Path, seed: int = 0) -> None:
     """Write config, weights, tokenizer, processor and chat template; the same seed gives the same bytes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
-    token_id = tokenizer.get_vocab().__getitem__
+    words = tokenizer()
+    token_id = words.get_vocab().__getitem__
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(
             size={"shortest_edge": (4 * PATCH_PX) ** 2, "longest_edge": IMAGE_PX**2}, patch_size=PATCH_PX
         ),
         video_processor=Qwen2VLVideoProcessor(),
-        tokenizer=tokenizer,
+        tokenizer=words,
         chat_template=CHAT,
     )
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
+            "vocab_size": len(words),
             "hidden_size": WIDTH,
             "intermediate_size": 2 * WIDTH,
             "num_hidden_layers": 2,
@@ -88,7 +88,7 @@ def build(folder: Path, seed: int = 0) -> None:
     processor.save_pretrained(folder)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
     """Bytes, and merges learnt from the instructions, so that every text can be written and the prompt is short."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -151,7 +151,7 @@ class CaptionConfig(StageConfig):
     """How freely a model samples; 0: always the likeliest word."""
     max_tokens: PositiveInt = 512
     """Tokens per answer."""
-    max_chars: int = Field(default=400, ge=40, le=2000)
+    max_chars: int = Field(default=400, ge=40, le=1000)
     """Characters per description."""
     batch_tiles: PositiveInt = 256
     """Tiles per call of the engine; several times its --max-num-seqs keeps it full."""

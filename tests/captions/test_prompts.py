@@ -4,6 +4,8 @@ import re
 
 import jsonschema
 import pytest
+import xgrammar
+from tiny_vlm import tokenizer
 
 from urbancross.captions.prompts import (
     INSTRUCTIONS,
@@ -110,3 +112,18 @@ def test_no_description_is_no_answer(text):
 
 def test_an_unknown_land_use_is_left_out():
     assert parse(json.dumps(GOOD | {"land_use": "moon", "objects": "lake"})).land_use is None
+
+
+@pytest.mark.parametrize("max_chars", [40, 131, 400])
+def test_xgrammar_holds_answers_to_the_schema_at_any_length(max_chars):
+    tokens = xgrammar.TokenizerInfo.from_huggingface(tokenizer())
+    schema = json.dumps(answer_schema(max_chars))
+    grammar = xgrammar.GrammarCompiler(tokens).compile_json_schema(schema, any_whitespace=False)
+
+    def takes(description: str) -> bool:
+        answer = json.dumps({"description": description, "land_use": "water", "objects": ["boat"]})
+        return xgrammar.GrammarMatcher(grammar).accept_string(answer)
+
+    lengths = [2, 3, max_chars, max_chars + 1]
+    assert [takes("a" * length) for length in lengths] == [False, True, True, False]
+    assert not takes("a\nlake")
