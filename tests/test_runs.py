@@ -35,6 +35,7 @@ def test_balances_add_by_column_and_keep_the_files_of_both():
 def test_failures_are_told_apart_by_how_they_begin():
     counts = runs.count_failures([None, "skipped:blank", "failed:truncated", None, "failed:skipped:odd", "skipped:x"])
     assert counts.pop("reasons") == {"truncated": 1, "skipped": 1}
+    assert counts.pop("skips") == {"blank": 1, "x": 1}
     assert counts == {"written": 2, "skipped": 2, "failed": 2}
 
 
@@ -50,7 +51,7 @@ def test_a_budget_is_a_share_of_the_tiles_or_a_count_of_them():
     assert runs.allowed_failures("0.5%", 200) == 1
     assert runs.allowed_failures("7", 200) == 7
     assert runs.allowed_failures(None, 200) is None
-    assert runs.count_failures([]) == {"written": 0, "skipped": 0, "failed": 0, "reasons": {}}
+    assert runs.count_failures([]) == {"written": 0, "skipped": 0, "failed": 0, "reasons": {}, "skips": {}}
 
 
 def test_recorded_runs_come_back_oldest_first_with_their_stage(tmp_path):

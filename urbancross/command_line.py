@@ -31,7 +31,10 @@ def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> 
             for problem in error.errors()
         ]
     except SettingsError as error:
-        lines = [str(error).removeprefix("error parsing CLI: ").replace("\n", " ")]
+        told = str(error).removeprefix("error parsing CLI: ").replace("\n", " ")
+        lines = [
+            re.sub(r"^Parsing error encountered for (\w+)", lambda found: f"{_flag((found[1],))} is no JSON", told)
+        ]
     print("\n".join(f"{program}: {line}; see {program} --help" for line in lines), file=sys.stderr)
     sys.exit(2)
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_settings import (
@@ -13,6 +13,7 @@ from pydantic_settings import (
 )
 
 Split = Literal["train", "valid", "test"]
+Variant = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # names a folder
 
 
 class Config(BaseSettings):
@@ -123,7 +124,7 @@ class CaptionConfig(StageConfig):
     """template: from geo-tags alone. vllm: a vision-language model in the workers. openai: one behind --endpoint."""
     model: str | None = None
     """The vision-language model: a name that vLLM or the endpoint knows, or a folder."""
-    name: str | None = None
+    name: Variant | None = None
     """Variant of the captions table; default: the model's own name, or template."""
     captions_per_tile: PositiveInt | None = None
     """Captions per tile; default: 5 from templates (fewer where the tags do not allow so many), 1 from a model."""
@@ -177,6 +178,8 @@ class CaptionConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits_engine(self) -> Self:
+        if self.shuffle_tags and not self.tags:
+            raise ValueError("--shuffle-tags wants tags; leave --no-tags out")
         if self.engine != "template" and not self.model:
             raise ValueError(f"--engine {self.engine} wants --model")
         if self.engine == "openai" and not self.endpoint:
@@ -204,7 +207,7 @@ class EmbedConfig(StageConfig):
 
     checkpoint: str
     """A checkpoint folder, or a model name: `starter`, or an open_clip name with tag such as ViT-B-32/openai."""
-    name: str | None = None
+    name: Variant | None = None
     """Variant of the embeddings table; default: the checkpoint's own name."""
     batch_tiles: PositiveInt = 64
     """Tiles per forward pass of one actor."""

@@ -50,16 +50,25 @@ class Balance:
 
 
 def count_failures(failures: list[str | None]) -> dict[str, Any]:
-    """Written, skipped and failed among the `failure` column of rows, and how often each `reason`."""
+    """Written, skipped and failed among the `failure` column of rows, and how often each reason of either."""
     skipped = sum(1 for failure in failures if failure is not None and failure.startswith("skipped:"))
     failed = sum(1 for failure in failures if failure is not None) - skipped
-    reasons = Counter(reason(failure) for failure in failures if failure is not None and failure.startswith("failed:"))
-    return {"written": len(failures) - skipped - failed, "skipped": skipped, "failed": failed, "reasons": reasons}
+    reasons, skips = (
+        Counter(reason(failure, kind) for failure in failures if failure is not None and failure.startswith(kind))
+        for kind in ("failed:", "skipped:")
+    )
+    return {
+        "written": len(failures) - skipped - failed,
+        "skipped": skipped,
+        "failed": failed,
+        "reasons": reasons,
+        "skips": skips,
+    }
 
 
-def reason(failure: str) -> str:
+def reason(failure: str, kind: str = "failed:") -> str:
     """The kind of a failure, without what differs from tile to tile."""
-    text = re.split(r"[:;(]", failure.removeprefix("failed:"))[0]
+    text = re.split(r"[:;(]", failure.removeprefix(kind))[0]
     return re.sub(r"\d[\d.,]*", "n", text).strip()[:60]
 
 

@@ -30,7 +30,7 @@ ANSWER = json.dumps({"description": "A park.", "land_use": "recreation", "object
 class Server(ThreadingHTTPServer):
     """Answers every request with the next of its script: (status, headers, message); at its end with captions."""
 
-    script: list[tuple[int, dict[str, str], str]]
+    script: list[tuple[int, dict[str, str], str | bytes]]
     asked: list[dict]
 
 
@@ -42,9 +42,10 @@ class Handler(BaseHTTPRequestHandler):
         key = self.headers["Authorization"]
         self.server.asked.append({"path": self.path, "at": time.monotonic(), "key": key, **told})
         status, headers, text = self.server.script.pop(0) if self.server.script else (200, {}, ANSWER)
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        choice = {"index": 0, "message": {"role": "assistant", "content": str(text)}}
         body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         data = json.dumps(body if status == 200 else {"error": {"message": text}}).encode()
+        data = text if isinstance(text, bytes) else data
         self.send_response(status)
         for name, value in {**headers, "Content-Type": "application/json", "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
@@ -91,6 +92,34 @@ def test_a_busy_server_is_asked_again_when_it_says(server, status):
     first, second = server.asked
     assert 1.4 < second["at"] - first["at"] < 5
     assert first["seed"] == second["seed"]
+
+
+@pytest.mark.parametrize("status", [400, 402, 500])
+def test_a_server_that_quotes_the_key_does_not_make_us_tell_it(server, status, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "very-secret")
+    server.script = [(status, {"Retry-After": "0"}, "no: Bearer very-secret, Basic dXNlcg==")] * 99
+    try:
+        told = str(ask(engine(server, retry_minutes=0.001))[0])
+    except EngineError as error:
+        told = str(error)
+    assert "no: Bearer ... Basic ..." in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize("body", [b"<html></html>", b"[1]", b'{"choices": [{}]}', b'{"choices": "abc"}', b"{}", b""])
+def test_what_is_no_chat_completion_is_bad_input_at_first_and_a_busy_server_later(server, body):
+    server.script = [(200, {}, body)]
+    with pytest.raises(ConfigError, match="does --endpoint end in /v1"):
+        ask(engine(server))
+    asking = engine(server)
+    server.script = [(200, {}, ANSWER), (200, {}, body)]
+    assert ask(asking) + ask(asking) == [ANSWER] * 2
+    assert not server.script
+
+
+def test_a_pause_that_is_no_number_is_passed_over(server):
+    server.script = [(429, {"Retry-After": "nan"}, "busy")]
+    assert ask(engine(server)) == [ANSWER]
 
 
 def test_every_answer_is_a_step_so_that_a_long_batch_is_no_stall(server):

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 
 from urbancross import globe, schemas, storage
 from urbancross.config import GeotagConfig
 from urbancross.distributed.mapping import make_map, map_file
 from urbancross.distributed.stages import Stage
-from urbancross.distributed.tables import run_stage
+from urbancross.distributed.tables import refuse_other_maker, run_stage
 from urbancross.errors import TileError, TileSkipped
 from urbancross.geotags import BATCH_TILES, Tiles, tag_tiles
 from urbancross.maps.table import MapTable
@@ -54,6 +55,15 @@ def outline(row: dict[str, Any]) -> shapely.Geometry:
     return shapely.from_wkb(row["geometry"]) if row["geometry"] is not None else globe.box(row["bounds"])
 
 
+def tally(geotags: pa.Table) -> dict[str, int]:
+    return {
+        "tiles where the map has nothing that can be seen": pc.sum(
+            pc.equal(pc.list_value_length(geotags["center_tags"]), 0)
+        ).as_py()
+        or 0
+    }
+
+
 def stages(config: GeotagConfig) -> list[Stage]:
     file = map_file(config)
     told = {"max_tags": config.max_tags, "nearby": config.nearby}
@@ -67,6 +77,7 @@ def stages(config: GeotagConfig) -> list[Stage]:
             {"map": file.digest, "rules": RULES, **told},
             batch_tiles=BATCH_TILES,
             notes={"licence": file.licence, "map": file.table},
+            tally=tally,
         )
     ]
 
@@ -75,6 +86,7 @@ def run(config: GeotagConfig) -> Balance:
     archive = storage.archive(config.archive)
     require_shards(archive, "tiles")
     file = map_file(config)
-    make_map(archive, file, config)
     (stage,) = stages(config)
+    refuse_other_maker(archive / stage.output, stage.maker(archive))  # before a whole country is read
+    make_map(archive, file, config)
     return run_stage(archive, stage, config)

@@ -1,7 +1,9 @@
 """A vision-language model behind an OpenAI-compatible server, such as `vllm serve`: questions in, texts out."""
 
+import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +38,7 @@ class OpenAiEngine:
         self.budget_s = 60 * retry_minutes
         self.endpoint = endpoint
         key = os.environ.get("OPENAI_API_KEY") or "none"  # servers of one's own want none
+        self.key, self.answered = key, False
         self.client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=timeout_s, max_retries=0)
         self.pool = ThreadPoolExecutor(concurrency)
         self.went_on: Callable[[], None] = lambda: None
@@ -64,16 +67,25 @@ class OpenAiEngine:
                 raise ConfigError(
                     f"{self.endpoint} has no model {self.model}; see {self.endpoint}/models for what it serves"
                 ) from None
-            except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+            except (
+                openai.APIConnectionError,
+                openai.RateLimitError,
+                openai.InternalServerError,
+                openai.APIResponseValidationError,
+            ) as error:
+                if isinstance(error, openai.APIResponseValidationError) and not self.answered:
+                    raise ConfigError(
+                        f"{self.endpoint} does not answer as an OpenAI-compatible server; does --endpoint end in /v1?"
+                    ) from None
                 pause = pause_s(error, attempt)
                 if time.monotonic() + pause > deadline:
                     raise EngineError(
-                        f"{self.endpoint} gave no answer in {self.budget_s / 60:g} minutes ({_kind(error)}); "
+                        f"{self.endpoint} gave no answer in {self.budget_s / 60:g} minutes ({self._said(error)}); "
                         "see to it and run the same command again to go on"
                     ) from None
                 time.sleep(pause)
             except openai.APIStatusError as error:  # 400, 413, 422: this question, not the server
-                return TileError(f"the model takes no such question: {_kind(error)}")
+                return TileError(f"the model takes no such question: {self._said(error)}")
         raise EngineError(f"{self.endpoint} gave no answer")
 
     def _complete(self, question: Question) -> str:
@@ -86,8 +98,25 @@ class OpenAiEngine:
             "seed": question.seed,
             "response_format": {"type": "json_schema", "json_schema": schema},
         }
-        answer = self.client.chat.completions.create(**request)
-        return answer.choices[0].message.content or "" if answer.choices else ""
+        raw = self.client.chat.completions.with_raw_response.create(**request)
+        try:
+            choices = raw.http_response.json()["choices"]
+            text = choices[0]["message"]["content"] if choices else ""
+            if not isinstance(text, str | None):
+                raise TypeError
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise openai.APIResponseValidationError(raw.http_response, None, message="no chat completion") from None
+        self.answered = True
+        return text or ""
+
+    def _said(self, error: openai.APIError) -> str:
+        """What went wrong, without what was sent: a server may quote the request, image, key and all."""
+        status = getattr(error, "status_code", None)
+        body = getattr(error, "body", None)
+        said = body.get("message") if isinstance(body, dict) else None
+        text = " ".join(str(said or error.message).split())
+        text = re.sub(r"(Bearer|Basic) \S+", r"\1 ...", text.replace(self.key, "..."))[:200]
+        return f"{status} {text}" if status else text
 
 
 def pause_s(error: openai.APIError, attempt: int) -> float:
@@ -96,7 +125,8 @@ def pause_s(error: openai.APIError, attempt: int) -> float:
     told = response.headers.get("retry-after") if response is not None else None
     if told is not None:
         try:
-            return max(float(told), 0.0)
+            if math.isfinite(seconds := float(told)):
+                return max(seconds, 0.0)
         except ValueError:
             pass
         try:
@@ -104,12 +134,3 @@ def pause_s(error: openai.APIError, attempt: int) -> float:
         except ValueError:
             pass
     return min(2.0**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-
-
-def _kind(error: openai.APIError) -> str:
-    """What went wrong, without what was sent: an error may quote the request, image and all."""
-    status = getattr(error, "status_code", None)
-    body = getattr(error, "body", None)
-    said = body.get("message") if isinstance(body, dict) else None
-    text = " ".join(str(said or error.message).split())[:200]
-    return f"{status} {text}" if status else text

@@ -34,7 +34,7 @@ def _start() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side calls routine matters errors, on stderr
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     before = signal.getsignal(signal.SIGTERM)
-    with _stderr_closed():  # where that C++ side says that it took the level
+    with _stderr_closed(), _in_one_line():  # where that C++ side says that it took the level
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)
         else:
@@ -113,6 +113,15 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Ray raises bare ones where its own processes do not come up in time
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise WorkerError(f"Ray did not start ({told[0][:200]}); run the same command again") from error
 
 
 @contextmanager

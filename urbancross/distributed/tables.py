@@ -81,13 +81,14 @@ def work_through(
         worker: built in an actor from `arguments`, the watch and the seconds after which a worker is stuck.
     """
     budget = runs.allowed_failures(config.max_failed, sum(rows.values()))
-    made, reasons, tally = Balance(), Counter[str](), Counter[str]()
+    made, reasons, skips, tally = Balance(), Counter[str](), Counter[str](), Counter[str]()
     stall_s = 60 * config.stall_minutes
     with watched(archive, stage.output, sum(rows.values()), stall_s) as following:
         try:
             for counts in map_shards(list(rows), worker, (*arguments, following.watch, stall_s), config):
                 held.check()
                 reasons.update(counts.pop("reasons"))
+                skips.update(counts.pop("skips"))
                 tally.update(counts.pop("tally", {}))
                 made += Balance(**counts)
                 if budget is not None and made.failed > budget:
@@ -103,6 +104,8 @@ def work_through(
             raise
     if made.failed:
         say(f"{stage.output}: failed {runs.most_common(reasons)}")
+    if made.skipped:
+        say(f"{stage.output}: skipped {runs.most_common(skips)}")
     if told := [f"{count:,} {what}" for what, count in tally.items() if count]:
         say(f"{stage.output}: {', '.join(told)}")
     return made.with_files(**({"tally": dict(tally)} if tally else {}))

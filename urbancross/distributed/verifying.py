@@ -92,10 +92,10 @@ def alike(old: Any, new: Any) -> bool:
 def run(config: VerifyConfig) -> Balance:
     archive = storage.archive(config.archive)
     tables = [config.table] if config.table else storage.tables(archive)
-    maps = [name for name in tables if name.partition("@")[0] == "map"]
+    maps = [name for name in tables if name.startswith("map@") and (config.table or claimed(archive / name))]
     stages = []
     for table in tables:
-        if table in maps or (not config.table and table.partition("@")[0] in NO_STAGE):
+        if table.startswith("map@") or (not config.table and table.partition("@")[0] in NO_STAGE):
             continue
         if config.table or claimed(archive / table) is not None:
             stages.append(stage_of(archive, table))
