@@ -58,8 +58,8 @@ def main() -> None:
 
 
 def tiny(folder: Path) -> Path:
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.tiny_vlm import build
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from tiny_vlm import build
 
     build(folder)
     return folder

@@ -118,7 +118,7 @@ def test_seeds_do_not_depend_on_the_tiles_beside_a_tile():
     alone, among = Engine(answer("A.")), Engine(*[answer("A.")] * 3)
     written(alone, tile("b"))
     written(among, tile("a"), tile("b"), tile("c"))
-    assert among.asked[1] == alone.asked[0]
+    assert (among.asked[1].text, among.asked[1].seed) == (alone.asked[0].text, alone.asked[0].seed)
 
 
 def test_what_happened_is_counted():

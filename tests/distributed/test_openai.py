@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from tiny_vlm import build
 
@@ -23,7 +24,7 @@ from urbancross.config import CaptionConfig
 from urbancross.distributed.openai_engine import OpenAiEngine
 from urbancross.errors import ConfigError, EngineError, TileError
 
-PNG = b"\x89PNG"
+PNG, PIXELS = b"\x89PNG", np.zeros((1, 1, 3), np.uint8)
 ANSWER = json.dumps({"description": "A park.", "land_use": "recreation", "objects": []})
 
 
@@ -71,7 +72,7 @@ def engine(server: Server, **more) -> OpenAiEngine:
 
 
 def ask(engine: OpenAiEngine, count: int = 1) -> list[str | TileError]:
-    return engine([Question(PNG, "of this tile", seed) for seed in range(count)])
+    return engine([Question(PNG, PIXELS, "of this tile", seed) for seed in range(count)])
 
 
 def test_a_question_has_the_image_the_schema_and_its_seed(server, monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +23,8 @@ from urbancross.errors import TileError, TileSkipped
 
 @dataclass(frozen=True)
 class Question:
-    image: bytes  # encoded, proved to decode
+    image: bytes  # encoded
+    pixels: np.ndarray  # the same, [H, W, 3] uint8
     text: str  # what follows the image
     seed: int
 
@@ -59,6 +61,7 @@ class _Draft:
     """One caption of one tile in the making."""
 
     tile: Tile
+    pixels: np.ndarray
     number: int
     told: Told
     asked: int = 0
@@ -88,11 +91,11 @@ class ModelCaptioner:
         drafts: list[_Draft] = []
         for tile in batch:
             try:
-                tiles.decode(tile.image or b"")
+                pixels = tiles.decode(tile.image or b"")
             except TileError as error:
                 found[tile.tile_id] = error
                 continue
-            drafts += [_Draft(tile, number, tile.told) for number in range(self.asking.captions_per_tile)]
+            drafts += [_Draft(tile, pixels, number, tile.told) for number in range(self.asking.captions_per_tile)]
         for _ in range(self.asking.attempts):
             self._ask(_open(drafts))
         with_tags = [draft for draft in _open(drafts) if draft.told.tags]
@@ -109,7 +112,7 @@ class ModelCaptioner:
         questions = []
         for draft in drafts:
             told = prompts.prompt(draft.told.center, draft.told.surrounding, draft.tile.facts)
-            questions.append(Question(draft.tile.image or b"", told, self._seed(draft)))
+            questions.append(Question(draft.tile.image or b"", draft.pixels, told, self._seed(draft)))
             draft.asked += 1
         texts = self.ask(questions) if questions else []
         for draft, text in zip(drafts, texts, strict=True):

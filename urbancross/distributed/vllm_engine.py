@@ -1,17 +1,16 @@
 """One vLLM engine in an actor: questions in, texts out; a dead engine is replaced, a bad question costs only itself."""
 
 import gc
-import io
 import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from urbancross import tiles
 from urbancross.captions import prompts
 from urbancross.captions.captioner import Question
 from urbancross.errors import ConfigError, EngineError, TileError
@@ -88,9 +87,8 @@ class VllmEngine:
         Raises:
             ConfigError: the model cannot answer.
         """
-        grey = io.BytesIO()
-        Image.new("RGB", (224, 224), (128, 128, 128)).save(grey, "PNG")
-        chat, sampling = self._asked(Question(grey.getvalue(), prompts.prompt([], []), seed=0))
+        grey = np.full((224, 224, 3), 128, np.uint8)
+        chat, sampling = self._asked(Question(b"", grey, prompts.prompt([], []), seed=0))
         sampling.max_tokens = 1
         try:
             (answer,) = self._chat([(chat, sampling)])
@@ -170,12 +168,8 @@ class VllmEngine:
             max_tokens=self.max_tokens,
             structured_outputs=StructuredOutputsParams(json=self.schema),
         )
-        picture = _picture(Image.fromarray(tiles.decode(question.image)))
+        picture = {"type": "image_pil", "image_pil": Image.fromarray(question.pixels)}
         return prompts.question(picture, question.text), sampling
-
-
-def _picture(image: Image.Image) -> dict[str, Any]:
-    return {"type": "image_pil", "image_pil": image}
 
 
 def _one_process() -> bool:
