@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model")
     parser.add_argument("--tiles", type=int, default=512, help="tiles per shard; the clock runs over four shards")
-    parser.add_argument("--batch-tiles", type=int, default=256)
+    parser.add_argument("--batch-tiles", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plain", help=argparse.SUPPRESS)
     told = parser.parse_args()

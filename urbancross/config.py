@@ -154,7 +154,7 @@ class CaptionConfig(StageConfig):
     """Tokens per answer."""
     max_chars: int = Field(default=400, ge=40, le=1000)
     """Characters per description."""
-    batch_tiles: PositiveInt = 256
+    batch_tiles: PositiveInt = 512
     """Tiles per call of the engine; several times its --max-num-seqs keeps it full."""
     tensor_parallel: PositiveInt = 1
     """vllm: GPUs over which one engine is spread: those of one node; or of a placement group over several nodes, with
