@@ -92,7 +92,7 @@ def test_credentials_that_expire_midway_stop_the_run_in_one_line_and_new_ones_fi
     assert "Traceback" not in err
     assert "the credentials in the environment were refused" in err.splitlines()[-1]
     s3_proxy.rules.clear()
-    assert storage.shards(archive / TABLE) == ["part-00000.parquet"]
+    assert len(storage.shards(archive / TABLE)) == 1
     code, out, err = run(archive)
     assert (code, out) == (0, "read 40 = written 24 + done before 10 + skipped 3 + failed 3\n"), err
     check_whole(archive)
