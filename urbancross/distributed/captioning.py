@@ -111,12 +111,13 @@ def stages(config: CaptionConfig, archive: Place) -> list[Stage]:
             Stage(table, {"geotags": None}, schemas.CAPTIONS, TemplateCaptions, told, made_by, 256, prepare=prepare)
         ]
     sources: dict[str, list[str] | None] = {"tiles": ["image", "domain", "bounds", "datetime", "gsd_m"]}
-    if config.tags:
-        if not storage.shards(archive / "geotags"):
-            raise ConfigError(
-                f"{archive} has no geotags to tell the model; make them with urbancross geotag --archive {archive} "
-                "--osm X.osm.pbf, or pass --no-tags"
-            )
+    mapped = bool(storage.shards(archive / "geotags"))
+    if config.tags and not mapped:
+        raise ConfigError(
+            f"{archive} has no geotags to tell the model; make them with urbancross geotag --archive {archive} "
+            "--osm X.osm.pbf, or pass --no-tags"
+        )
+    if mapped:  # also where the model is not told: captions are held against the map
         sources["geotags"] = None
     asked = {"seed", "attempts", "on_contradiction", "fallback"}
     asking = Asking(config.captions_per_tile or 1, **config.model_dump(include=asked))
