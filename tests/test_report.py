@@ -2,11 +2,19 @@ import io
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import shapely
 from PIL import Image
 
+from urbancross import schemas, storage
+from urbancross.maps import table as map_table
+from urbancross.maps.features import encode
+from urbancross.report import gather
 from urbancross.report.contents import DomainGap, Hit, Report
 from urbancross.report.figures import _line, _two_directions
 from urbancross.report.page import only_here, render, unaccounted, verdict
@@ -255,3 +263,14 @@ def test_each_domain_keeps_its_side_whatever_sign_the_components_come_with():
         flat, shares = _two_directions(sign * source, sign * target)
         assert flat[:200, 0].max() < flat[200:, 0].min()
         assert shares[0] > 0.5
+
+
+def test_failures_are_counted_of_tables_of_tiles_and_not_of_maps_and_runs(tmp_path: Path):
+    rows = [{"tile_id": f"t{i}", "domain": "north", "failure": "failed:cut" if i else None} for i in range(3)]
+    storage.publish_shard(tmp_path / "tiles" / "part-00000.parquet", pa.Table.from_pylist(rows, schema=schemas.TILES))
+    house = encode(["way/1"], [("building=yes",)], np.array([shapely.box(24, 60, 24.1, 60.1)]))
+    map_table.write(tmp_path / "map@0123456789abcdef", [SimpleNamespace(table=lambda: house)], {})
+    storage.write_json(tmp_path / "runs" / "a" / "balance.json", {})
+    assert gather.failures(tmp_path) == [
+        {"archive": tmp_path.name, "table": "tiles", "reason": "failed:cut", "count": 2}
+    ]

@@ -14,7 +14,7 @@ from urbancross import storage
 from urbancross.config import ExplainConfig
 from urbancross.errors import ConfigError
 from urbancross.storage import PARALLEL_READS, Place
-from urbancross.tables import NO_TILES, claimed, verb_of
+from urbancross.tables import claimed, of_tiles, verb_of
 
 FIRST = ("plan", "tiles")  # tables that say which tiles there are
 SHOWN = 60  # characters of a value
@@ -46,8 +46,8 @@ def history(archive: Place, tile_id: str) -> list[dict[str, Any]]:
     """One entry per table that has a row for the tile, in the order in which their shards were published."""
     shard, row = find(archive, tile_id)
     told = []
-    for table in storage.tables(archive):
-        if table.partition("@")[0] in NO_TILES or not storage.exists(archive / table / shard):
+    for table in of_tiles(archive):
+        if not storage.exists(archive / table / shard):
             continue
         place = archive / table / shard
         values = storage.read_shard(place).slice(row, 1).to_pylist()[0]

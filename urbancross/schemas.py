@@ -113,6 +113,16 @@ SEGMENT = pa.struct(
 
 SEGMENTS = pa.schema([TILE_ID, pa.field("segments", pa.list_(SEGMENT)), FAILURE])
 
+# How well the segments of a tile fit its captions, by an encoder; lists follow the segments' rank.
+RANKS = pa.schema(
+    [
+        TILE_ID,
+        pa.field("scores", pa.list_(pa.float32())),  # cosine with all phrases of the captions together
+        pa.field("phrases", pa.list_(pa.string())),  # the phrase that fits each segment best
+        FAILURE,
+    ]
+)
+
 
 def embeddings(width: int) -> pa.Schema:
     """One unit vector `[width]` per tile."""

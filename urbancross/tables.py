@@ -45,6 +45,11 @@ def read_aligned(archive: Place, sources: Columns, name: str) -> dict[str, pa.Ta
     return tables
 
 
+def of_tiles(archive: Place) -> list[str]:
+    """The folders of an archive that may be tables with a row for every tile."""
+    return [name for name in storage.tables(archive) if name.partition("@")[0] not in NO_TILES]
+
+
 def table_of(archive: Place, kind: str, variant: str | None, flag: str) -> str:
     """The name of the one table of a kind, such as `captions@given`.
 

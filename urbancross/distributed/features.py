@@ -18,7 +18,7 @@ from urbancross.distributed.tables import run_stage
 from urbancross.errors import ConfigError, TileSkipped
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import square
-from urbancross.segments import crop
+from urbancross.segments.crops import crop
 from urbancross.storage import Place
 from urbancross.tables import table_of
 from urbancross.tiles import decode

@@ -1,37 +1,43 @@
-"""`segment`: tiles to the table `segments@ENGINE`, ranked without their captions."""
+"""`segment`: tiles to the table `segments@NAME`, ranked without their captions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 
-from urbancross import schemas, segments, storage
+from urbancross import schemas, storage
 from urbancross.config import SegmentConfig
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import run_stage
 from urbancross.errors import ConfigError
 from urbancross.runs import Balance
-from urbancross.tiles import decode
+from urbancross.segments.batch import segment_tiles
+from urbancross.segments.engines import ENGINES
 
 
 class Segmenter:
     """One mask maker: masks of a tile, then the best of them as segments."""
 
-    def __init__(self, engine: str, **choice: Any) -> None:
-        self.maker, self.choice = segments.ENGINES[engine](), choice
+    def __init__(self, engine: str, made_with: dict[str, Any], choice: dict[str, Any]) -> None:
+        self.maker, self.choice = ENGINES[engine](**made_with), choice
+        self.went_on: Callable[[], None] = lambda: None
+
+    def on_step(self, went_on: Callable[[], None]) -> None:
+        self.went_on = went_on
 
     def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
-        return pa.Table.from_pylist(schemas.each_tile(tables["tiles"].to_pylist(), self.cut), schema=schemas.SEGMENTS)
-
-    def cut(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"segments": segments.choose(self.maker.masks(decode(row["image"])), **self.choice)}
+        return segment_tiles(self.maker, tables["tiles"], self.went_on, **self.choice)
 
 
 def stages(config: SegmentConfig) -> list[Stage]:
     if config.min_area >= config.max_area:
         raise ConfigError(f"--min-area {config.min_area} must be below --max-area {config.max_area}")
-    told = config.model_dump(include={"engine", "max_segments", "min_area", "max_area"})
+    choice = config.model_dump(include={"max_segments", "min_area", "max_area"})
+    made_with: dict[str, Any] = {}
+    arguments = {"engine": config.engine, "made_with": made_with, "choice": choice}
+    settings = {"engine": config.engine, **choice}
     table = f"segments@{config.engine}"
-    return [Stage(table, {"tiles": ["image"]}, schemas.SEGMENTS, Segmenter, told, told, batch_tiles=16)]
+    return [Stage(table, {"tiles": ["image"]}, schemas.SEGMENTS, Segmenter, arguments, settings, batch_tiles=16)]
 
 
 def run(config: SegmentConfig) -> Balance:

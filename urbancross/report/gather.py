@@ -79,7 +79,9 @@ def some_captions(archive: Place, table: str, split: str | None, seed: int) -> l
 def failures(archive: Place) -> list[dict[str, Any]]:
     """Why tiles have no result, by table, the most frequent first."""
     out = []
-    for table in (name for name in storage.tables(archive) if name not in ("plan", "runs")):
+    for table in tables.of_tiles(archive):
+        if table == "plan":  # its failures are those of `tiles` too
+            continue
         reasons = Counter(
             reason
             for name in storage.shards(archive / table)

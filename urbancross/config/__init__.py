@@ -1,0 +1,29 @@
+"""One settings model per verb. A default lives here and nowhere else."""
+
+from urbancross.config.asking import DemoConfig, ExplainConfig, ReportConfig, RetryConfig, SearchConfig, VerifyConfig
+from urbancross.config.base import ArchiveConfig, Config, MakerConfig, StageConfig, WorkersConfig
+from urbancross.config.learning import AdaptConfig, EvaluateConfig, PretrainConfig, TrainingConfig
+from urbancross.config.making import CaptionConfig, EmbedConfig, GeotagConfig, IngestConfig, SegmentConfig
+
+__all__ = [
+    "AdaptConfig",
+    "ArchiveConfig",
+    "CaptionConfig",
+    "Config",
+    "DemoConfig",
+    "EmbedConfig",
+    "EvaluateConfig",
+    "ExplainConfig",
+    "GeotagConfig",
+    "IngestConfig",
+    "MakerConfig",
+    "PretrainConfig",
+    "ReportConfig",
+    "RetryConfig",
+    "SearchConfig",
+    "SegmentConfig",
+    "StageConfig",
+    "TrainingConfig",
+    "VerifyConfig",
+    "WorkersConfig",
+]

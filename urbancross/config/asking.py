@@ -1,0 +1,112 @@
+"""Verbs that mend, ask and show."""
+
+import os
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+from pydantic_settings import CliPositionalArg
+
+from urbancross.config.base import ArchiveConfig, Config, Split, StageConfig, WorkersConfig
+
+
+class RetryConfig(StageConfig):
+    """Try the failed tiles of a table again, with what made the table; all other rows stay as they are."""
+
+    table: str
+    """The table, with its variant: tiles, captions@template, ..."""
+    reason: str | None = None
+    """Only tiles whose failure has this text in it."""
+
+
+class VerifyConfig(ArchiveConfig, WorkersConfig):
+    """Check the tables of an archive: schema, counts, ids and order, what made them, and a part made once more."""
+
+    table: str | None = None
+    """The table, with its variant; default: all."""
+    sample: int = Field(default=4, ge=0)
+    """Batches of every table that are made once more and compared."""
+    seed: int = 0
+    """Seed of the choice of batches."""
+
+
+class ExplainConfig(ArchiveConfig):
+    """Tell the history of one tile: where it comes from, and what became of it in every table."""
+
+    tile_id: CliPositionalArg[str]
+    """The tile."""
+    json_: bool = Field(default=False, alias="json")
+    """Print one JSON document instead of a table."""
+
+
+class SearchConfig(ArchiveConfig):
+    """Find the tiles of an archive that fit a text, or look like a picture."""
+
+    text: CliPositionalArg[str | None] = None
+    """What to look for, in words."""
+    image: str | None = None
+    """Picture to look for; with a text, both count alike."""
+    embeddings: str | None = None
+    """Variant of the embeddings table; needed where there are several."""
+    checkpoint: str | None = None
+    """Checkpoint that made the embeddings; default: the one their table names."""
+    split: Split | None = None
+    """Only tiles of this split."""
+    bbox: str | None = None
+    """Only tiles that meet this box: west,south,east,north in degrees; west > east across the antimeridian."""
+    top: PositiveInt = 10
+    """How many tiles to return."""
+    json_: bool = Field(default=False, alias="json")
+    """Print one JSON document instead of a table."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the query is encoded."""
+
+
+class ReportConfig(Config):
+    """Write one self-contained HTML page on an adaptation: counts, metrics, curves, domain gap, pictures."""
+
+    source: str
+    """The source archive."""
+    target: str
+    """The target archive."""
+    before: str
+    """Checkpoint before adaptation (source only)."""
+    after: str
+    """Checkpoint after adaptation."""
+    metrics_before: str
+    """metrics.json of `before` on the target."""
+    metrics_after: str
+    """metrics.json of `after` on the target."""
+    queries: list[str] | None = None
+    """A text query to show, said again for each; default: a dozen captions of the target, chosen by seed."""
+    split: Split | None = None
+    """Only show tiles of this split of the target; default: the split that the metrics name."""
+    out: str = "report.html"
+    """The page to write."""
+    seed: int = 0
+    """Seed of what is drawn for figures."""
+
+
+class DemoConfig(Config):
+    """Run the whole road from scenes to search on two countries, and write a report.
+
+    Without --source and --target it first draws two small countries, as GeoTIFF scenes and a map.
+    """
+
+    out: str = "demo"
+    """Folder for archives, checkpoints and the report."""
+    source: str | None = None
+    """Captioned set of the source; default: a drawn country."""
+    target: str | None = None
+    """Captioned set of the target; default: a drawn country."""
+    query: str = "a harbour with many boats"
+    """The text query that the demo answers at its end."""
+    scenes: int = Field(default=6, ge=3)
+    """Scenes per drawn country."""
+    segments: Literal["felzenszwalb", "grid", "none"] = "felzenszwalb"
+    """Segment engine, or none."""
+    head_epochs: PositiveInt = 16
+    """Passes over the source's pairs; a drawn country is small and wants more of them than a large set."""
+    workers: PositiveInt = Field(default=os.cpu_count() or 1)
+    """Actors and training processes that work at the same time."""
+    seed: int = 1
+    """Seed of everything."""

@@ -1,0 +1,138 @@
+"""Verbs that learn and measure."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from urbancross.config.base import ArchiveConfig, MakerConfig, Split, WorkersConfig
+
+
+class TrainingConfig(MakerConfig):
+    """What pretrain and adapt have in common."""
+
+    captions: str | None = None
+    """Variant of the (source) archive's captions table, such as given or template; needed where there are several."""
+    segments: str | None = None
+    """Variant of the segments table; `none` leaves the segment term out; needed where there are several."""
+    max_segments: PositiveInt = 4
+    """Segments per tile in the segment term, best first."""
+    segment_weight: NonNegativeFloat = 1.0
+    """Weight of the segment-text term."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW's weight decay."""
+    batch_tiles: PositiveInt = 64
+    """Tiles per forward pass where frozen features are computed."""
+    workers: PositiveInt = 2
+    """Actors and training processes; the loss does not depend on their number."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where a process computes."""
+    seed: int = 0
+    """Seed of the heads, the order of pairs, the choice of captions, crops and candidates."""
+
+
+class PretrainConfig(TrainingConfig, ArchiveConfig):
+    """Pretrain a dual encoder by contrast on tile-text and segment-text pairs of one archive."""
+
+    out: str
+    """The checkpoint folder to write."""
+    model: str = "starter"
+    """`starter`, an open_clip name with tag such as ViT-L-14/openai, or a checkpoint folder."""
+    width: PositiveInt = 512
+    """Width of the embedding (of `starter`; an open_clip model keeps its own)."""
+    split: Split = "train"
+    """Split of the archive to learn from."""
+    train: Literal["heads", "image"] = "heads"
+    """heads: both towers stay frozen, their features are computed once. image: the image tower learns after that."""
+    head_epochs: PositiveInt = 6
+    """Passes over the pairs in which only the heads learn."""
+    epochs: PositiveInt = 5
+    """With `--train image`: further passes, in which the image tower learns with the heads."""
+    unlocked_groups: PositiveInt | None = None
+    """With `--train image`: only the last so many layer groups of the image tower learn, as open_clip counts them."""
+    head_batch: PositiveInt = 256
+    """Pairs per step while only the heads learn, over all workers."""
+    image_batch: PositiveInt = 128
+    """Pairs per step while the image tower learns, over all workers."""
+    captions_per_tile: PositiveInt = 5
+    """Captions that each tile of a step is compared with; their features are stored, so more cost next to nothing."""
+    crop_px: PositiveInt = 192
+    """Side of the random crop that the image tower learns from."""
+    head_lr: PositiveFloat = 1e-3
+    """Highest learning rate of the heads (one cycle)."""
+    tower_lr: PositiveFloat = 3e-4
+    """Highest learning rate of the image tower (one cycle)."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout in the heads."""
+
+
+class AdaptConfig(TrainingConfig):
+    """Carry a pretrained model from the source archive to the target archive, whose pairs stay unknown.
+
+    The towers stay frozen; the heads learn.
+    """
+
+    checkpoint: str
+    """The pretrained checkpoint folder."""
+    source: str
+    """Archive with trusted pairs."""
+    target: str
+    """Archive to adapt to; its tiles and texts are used without their pairing."""
+    out: str
+    """The checkpoint folder to write."""
+    setting: Literal["unsupervised"] = "unsupervised"
+    """unsupervised: target tiles and target texts, unpaired."""
+    target_captions: str | None = None
+    """Variant of the target's captions table; needed where there are several."""
+    split: Split = "train"
+    """Split of both archives to learn from."""
+    steps: PositiveInt = 200
+    """Steps of adaptation."""
+    target_batch: PositiveInt = 64
+    """Target tiles per step, over all workers, and as many target texts."""
+    ratio: PositiveInt = 5
+    """Source candidates per target tile (the paper's best: 5)."""
+    head_lr: PositiveFloat = 1e-4
+    """Highest learning rate of the heads (one cycle)."""
+    discriminator_lr: PositiveFloat = 1e-3
+    """Learning rate of the discriminators."""
+    loss: Literal["triplet", "contrastive"] = "contrastive"
+    """Loss on source pairs: weighted triplet, or the contrastive loss of pretraining."""
+    negative: Literal["hardest", "semi-hard"] = "hardest"
+    """Which cross-modal negative the triplet takes."""
+    margin_start: NonNegativeFloat = 0.2
+    """Margin of the triplet at the start."""
+    margin_end: NonNegativeFloat = 0.5
+    """Margin of the triplet at the end."""
+    pace: Literal["linear", "root", "step", "none", "anti", "random"] = "linear"
+    """How the share of source candidates grows from the closest to all."""
+    pace_start: float = Field(default=0.3, gt=0, le=1)
+    """Share of source candidates at the start."""
+    weights: Literal["similarity", "iwan", "uniform", "shuffled"] = "similarity"
+    """How source pairs are weighted."""
+    adversary_weight: NonNegativeFloat = 0.01
+    """Weight of the adversarial term, for tiles and for texts alike."""
+    reversal_max: NonNegativeFloat = 1.0
+    """Strength of the gradient reversal at the end of its ramp."""
+
+
+class EvaluateConfig(ArchiveConfig, WorkersConfig):
+    """Retrieval recall of a checkpoint on one split of an archive, by a named protocol."""
+
+    checkpoint: str
+    """A checkpoint folder or a model name."""
+    protocol: Literal["field", "unique-text"] = "field"
+    """field: a caption line's own tile alone is relevant. unique-text: every tile with that text is."""
+    split: Split = "test"
+    """Split whose tiles and captions form the gallery and the queries."""
+    captions: str | None = None
+    """Variant of the captions table; needed where there are several."""
+    out: str | None = None
+    """Where to write metrics.json; default: the run folder."""
+    batch_tiles: PositiveInt = 64
+    """Tiles per forward pass of one actor."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where an actor computes."""
+    bootstrap: PositiveInt = 1000
+    """Resamples behind the 95 % interval, clustered by tile."""
+    seed: int = 0
+    """Seed of the resamples."""

@@ -1,0 +1,146 @@
+"""Verbs that make tables."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from urbancross.config.base import Split, StageConfig, Variant
+
+
+class IngestConfig(StageConfig):
+    """Read a set of images or scenes into the archive's tables `tiles` and, where it has captions, `captions@given`.
+
+    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, or a folder of GeoTIFFs.
+    """
+
+    source: str
+    """A folder with captions.jsonl; a dataset_*.json or *.csv file; or a folder of GeoTIFF scenes (*.tif)."""
+    domain: str
+    """Name of the country or region, stored with every tile."""
+    images: str | None = None
+    """Folder that image paths start from; default: where the captions file lies (or `images` beside it)."""
+    tile_px: PositiveInt = 224
+    """Scenes only: side of a tile in pixels."""
+    split: Split | None = None
+    """Split of all tiles for which the source names none; default: by the shares below."""
+    valid_share: float = Field(default=0.15, ge=0, lt=1)
+    """Share of scenes, or of images without a split of their own, that form the split `valid`."""
+    test_share: float = Field(default=0.25, ge=0, lt=1)
+    """Share of scenes, or of images without a split of their own, that form the split `test`."""
+    shard_tiles: PositiveInt = 2048
+    """Tiles per shard; the unit of work, of commit and of resuming."""
+    seed: int = 0
+    """Seed of the assignment to splits."""
+
+
+class GeotagConfig(StageConfig):
+    """Give every tile the geo-tags of the map features that lie on it (table `geotags`)."""
+
+    osm: str | None = None
+    """OpenStreetMap extract: .osm, .osm.gz or .osm.pbf; or else --features."""
+    features: str | None = None
+    """Map features: GeoParquet (Overture's too), GeoJSON or GeoJSON lines, in any reference system."""
+    licence: str | None = None
+    """The map's licence line, kept with the tags; default: OpenStreetMap's for --osm, `unknown` for --features."""
+    nearby: NonNegativeFloat = 2.0
+    """How far outside a tile with few tags to look for more, in sides of the tile."""
+    max_tags: PositiveInt = 12
+    """Tags per tile, the largest visible area first."""
+
+
+class CaptionConfig(StageConfig):
+    """Write captions for every tile (table `captions@NAME`)."""
+
+    engine: Literal["template", "vllm", "openai"] = "template"
+    """template: from geo-tags alone. vllm: a vision-language model in the workers. openai: one behind --endpoint."""
+    model: str | None = None
+    """The vision-language model: a name that vLLM or the endpoint knows, or a folder."""
+    name: Variant | None = None
+    """Variant of the captions table; default: the model's own name, or template."""
+    captions_per_tile: PositiveInt | None = None
+    """Captions per tile; default: 5 from templates (fewer where the tags do not allow so many), 1 from a model."""
+    seed: int = 0
+    """Seed of the choice of words and tags, and of a model's sampling."""
+    tags: bool = True
+    """Tell the engine the tile's geo-tags; with --no-tags a model sees the image alone."""
+    max_tags: PositiveInt = 12
+    """Tags told per tile."""
+    min_tags: PositiveInt = 1
+    """A tile with fewer tags counts as sparsely mapped."""
+    sparse: Literal["image", "nearby"] = "image"
+    """What a sparsely mapped tile is described from: its image alone, or also the tags nearby."""
+    tag_drop_rate: float = Field(default=0, ge=0, le=1)
+    """Experiments: leave out each tag with this probability."""
+    shuffle_tags: bool = False
+    """Experiments: tell every tile the tags of another one."""
+    on_contradiction: Literal["regenerate", "drop", "keep"] = "regenerate"
+    """What becomes of a model's captions that contradict the map; regenerate ends with one from the image alone."""
+    attempts: PositiveInt = 3
+    """Questions per caption until an answer can be read and does not contradict the map; one more goes without tags."""
+    fallback: bool = True
+    """Where no answer can be read: a template's captions from the tags."""
+    temperature: NonNegativeFloat = 0.7
+    """How freely a model samples; 0: always the likeliest word."""
+    max_tokens: PositiveInt = 512
+    """Tokens per answer."""
+    max_chars: int = Field(default=400, ge=40, le=1000)
+    """Characters per description."""
+    batch_tiles: PositiveInt = 512
+    """Tiles per call of the engine; several times its --max-num-seqs keeps it full."""
+    tensor_parallel: PositiveInt = 1
+    """vllm: GPUs over which one engine is spread: those of one node; or of a placement group over several nodes, with
+    {"distributed_executor_backend": "ray"} in --engine-args and --gpus-per-worker 0."""
+    max_model_len: PositiveInt | None = None
+    """vllm: longest prompt and answer in tokens; default: the model's own."""
+    max_num_seqs: PositiveInt | None = None
+    """vllm: prompts that an engine works on at once; default: vLLM's own."""
+    revision: str | None = None
+    """vllm: commit of the model on its hub."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """vllm: further arguments of vllm.LLM, as JSON, such as {"quantization": "fp8"}."""
+    endpoint: str | None = None
+    """openai: base URL of the server, such as http://127.0.0.1:8000/v1; its key comes from OPENAI_API_KEY."""
+    concurrency: PositiveInt = 32
+    """openai: questions on their way at once, per worker."""
+    timeout_s: PositiveFloat = 120
+    """openai: longest wait for one answer."""
+    retry_minutes: NonNegativeFloat = 10
+    """openai: how long one question is tried again while the server is busy or away; then the stage stops."""
+
+    @model_validator(mode="after")
+    def _fits_engine(self) -> Self:
+        if self.shuffle_tags and not self.tags:
+            raise ValueError("--shuffle-tags wants tags; leave --no-tags out")
+        if self.engine != "template" and not self.model:
+            raise ValueError(f"--engine {self.engine} wants --model")
+        if self.engine == "openai" and not self.endpoint:
+            raise ValueError("--engine openai wants --endpoint, such as http://127.0.0.1:8000/v1")
+        if self.endpoint and ("@" in self.endpoint or not self.endpoint.startswith(("http://", "https://"))):
+            raise ValueError("--endpoint wants an http(s) URL without a password; keys come from OPENAI_API_KEY")
+        return self
+
+
+class SegmentConfig(StageConfig):
+    """Cut every tile into segments, ranked without its caption (table `segments@ENGINE`)."""
+
+    engine: Literal["felzenszwalb", "grid"] = "felzenszwalb"
+    """felzenszwalb: graph-based segmentation, needs no weights. grid: the four quarters, a baseline."""
+    max_segments: PositiveInt = 32
+    """Segments kept per tile, best first; what is learnt from or embedded later are the first few of them."""
+    min_area: float = Field(default=0.01, ge=0, le=1)
+    """Smallest segment, as a share of the tile."""
+    max_area: float = Field(default=0.6, ge=0, le=1)
+    """Largest segment, as a share of the tile."""
+
+
+class EmbedConfig(StageConfig):
+    """Turn every tile into a unit vector (table `embeddings@NAME`)."""
+
+    checkpoint: str
+    """A checkpoint folder, or a model name: `starter`, or an open_clip name with tag such as ViT-B-32/openai."""
+    name: Variant | None = None
+    """Variant of the embeddings table; default: the checkpoint's own name."""
+    batch_tiles: PositiveInt = 64
+    """Tiles per forward pass of one actor."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where an actor computes."""
