@@ -173,3 +173,55 @@ def test_brackets_in_captions_and_queries_are_shown_as_they_are(capsys: pytest.C
     told = capsys.readouterr().out
     for text in ("img[a]/1.jpg", "a [/b] roof [red]", "“boats [/]”"):
         assert text in told
+
+
+def with_segments(archive: Path) -> list[list[np.ndarray]]:
+    """Segments for every tile but 3 and 7, up to three each, and their vectors."""
+    rng = np.random.default_rng(1)
+    found: list[list[np.ndarray]] = []
+    maker = {"settings": {"checkpoint": "abc"}, "sources": {"tiles": "x", "segments@s": "y"}}
+    for shard in range(3):
+        name, rows, cut = f"part-{shard:05d}.parquet", [], []
+        for k in range(5 * shard, 5 * shard + 5):
+            vectors = rng.normal(size=(0 if k in (3, 7) else 1 + k % 3, WIDTH)).astype(np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            found.append(list(vectors))
+            rows.append({"tile_id": f"t{k}", "vectors": list(vectors) if len(vectors) else None})
+            ranked = [{"rank": i, "box": [k, i, k + 1, i + 1]} for i in reversed(range(len(vectors)))]
+            cut.append({"tile_id": f"t{k}", "segments": ranked})
+        schema = storage.with_made_by(schemas.segment_embeddings(WIDTH), maker)
+        storage.publish_shard(archive / "segment_embeddings@m" / name, pa.Table.from_pylist(rows, schema=schema))
+        storage.publish_shard(archive / "segments@s" / name, pa.Table.from_pylist(cut, schema=schemas.SEGMENTS))
+    return found
+
+
+def test_a_hit_says_which_segment_fits_best_and_where_it_lies(archive: Path):
+    found = with_segments(archive)
+    hits = search.best(archive, "embeddings@m", QUERY, top=20, segments="segment_embeddings@m")
+    assert [hit.tile_id for hit in hits] == brute_force(archive, QUERY)  # without a weight they change no order
+    for hit in hits:
+        number = int(hit.tile_id[1:])
+        if number == 3:
+            assert hit.where is None
+            continue
+        scores = [float(vector @ QUERY) for vector in found[number]]
+        rank = int(np.argmax(scores))
+        assert hit.where == {
+            "rank": rank,
+            "score": pytest.approx(max(scores), abs=1e-5),
+            "box": [number, rank, number + 1, rank + 1],
+        }
+
+
+def test_the_best_segment_takes_its_share_of_the_score_and_a_tile_without_any_keeps_its_own(archive: Path):
+    found = with_segments(archive)
+    wanted = {}
+    for name in storage.shards(archive / "embeddings@m"):
+        for row in storage.read_shard(archive / "embeddings@m" / name).to_pylist():
+            if row["vector"]:
+                own = float(np.dot(row["vector"], QUERY))
+                near = max((float(v @ QUERY) for v in found[int(row["tile_id"][1:])]), default=own)
+                wanted[row["tile_id"]] = 0.7 * own + 0.3 * near
+    hits = search.best(archive, "embeddings@m", QUERY, top=20, segments="segment_embeddings@m", segment_weight=0.3)
+    assert {hit.tile_id: hit.score for hit in hits} == pytest.approx(wanted, abs=1e-5)
+    assert [hit.tile_id for hit in hits] == sorted(wanted, key=lambda tile: -wanted[tile])

@@ -29,6 +29,7 @@ VERBS = {
     "geotag": Verb(settings.GeotagConfig, "urbancross.distributed.geotagging:run"),
     "caption": Verb(settings.CaptionConfig, "urbancross.distributed.captioning:run"),
     "segment": Verb(settings.SegmentConfig, "urbancross.distributed.segmentation:run"),
+    "rank": Verb(settings.RankConfig, "urbancross.distributed.ranking:run"),
     "pretrain": Verb(settings.PretrainConfig, "urbancross.distributed.pretraining:run"),
     "adapt": Verb(settings.AdaptConfig, "urbancross.distributed.adaptation:run"),
     "embed": Verb(settings.EmbedConfig, "urbancross.distributed.embedding:run"),

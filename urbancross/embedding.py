@@ -1,21 +1,33 @@
-"""A batch of tiles to vectors, with a given encoder."""
+"""A batch of tiles, or of their segments, to vectors, with a given encoder."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from urbancross import schemas
+from urbancross.errors import TileSkipped
+from urbancross.segments.crops import crop
 from urbancross.tiles import decode
 
 
 class Encoder(Protocol):
-    """Tiles to unit vectors; `models.dual_encoder.DualEncoder` is one."""
+    """Tiles and crops to unit vectors; `models.dual_encoder.DualEncoder` is one."""
 
     width: int
 
-    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The colour that says nothing."""
+        ...
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """B tiles `[H, W, 3]` uint8 to `[B, D]` float32."""
+        ...
+
+    def encode_segments(self, crops: Sequence[np.ndarray]) -> np.ndarray:
+        """B crops `[h, w, 3]` uint8 to `[B, D]` float32."""
         ...
 
 
@@ -27,3 +39,27 @@ def embed_tiles(encoder: Encoder, tiles: pa.Table) -> pa.Table:
         for row, vector in zip(done, encoder.encode_images([row["vector"] for row in done]), strict=True):
             row["vector"] = vector
     return pa.Table.from_pylist(rows, schema=schemas.embeddings(encoder.width))
+
+
+def embed_segments(encoder: Encoder, tiles: pa.Table, segments: pa.Table, max_segments: int) -> pa.Table:
+    """Encode the segments of one batch: a row of `schemas.segment_embeddings(D)` per tile, in order.
+
+    The first `max_segments` by rank, an order that knows nothing of captions.
+    """
+    rows = tiles.to_pylist()
+    for row, cut in zip(rows, segments.to_pylist(), strict=True):
+        row["failure"] = row["failure"] or cut["failure"]
+        row["segments"] = sorted(cut["segments"] or [], key=lambda segment: segment["rank"])[:max_segments]
+
+    def cut_out(row: dict[str, Any]) -> dict[str, Any]:
+        if not row["segments"]:
+            raise TileSkipped("no segment")
+        tile = decode(row["image"])
+        return {"vectors": [crop(tile, segment, fill=encoder.fill) for segment in row["segments"]]}
+
+    out = schemas.each_tile(rows, cut_out)
+    done = [row for row in out if row["failure"] is None]
+    seen = encoder.encode_segments([piece for row in done for piece in row["vectors"]])
+    for row in done:
+        row["vectors"], seen = list(seen[: len(row["vectors"])]), seen[len(row["vectors"]) :]
+    return pa.Table.from_pylist(out, schema=schemas.segment_embeddings(encoder.width))

@@ -129,6 +129,11 @@ def embeddings(width: int) -> pa.Schema:
     return pa.schema([TILE_ID, pa.field("vector", pa.list_(pa.float32(), width)), FAILURE])
 
 
+def segment_embeddings(width: int) -> pa.Schema:
+    """Unit vectors `[width]` of a tile's first segments, by rank."""
+    return pa.schema([TILE_ID, pa.field("vectors", pa.list_(pa.list_(pa.float32(), width))), FAILURE])
+
+
 def features(image_width: int, text_width: int) -> pa.Schema:
     """What frozen towers say of a tile, its captions and its segments, before any head."""
     return pa.schema(

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Hit:
     tags: list[str]
     shard: str
     row: int
+    where: dict[str, Any] | None = None  # the segment that fits best: its rank, score, and box in pixels
 
 
 def best(
@@ -43,10 +44,16 @@ def best(
     top: int,
     split: str | None = None,
     bbox: tuple[float, float, float, float] | None = None,
+    segments: str | None = None,
+    segment_weight: float = 0.0,
 ) -> list[Hit]:
-    """The `top` tiles with the highest cosine to a unit vector `[D]`; ties by tile order.
+    """The `top` tiles with the highest score for a unit vector `[D]`; ties by tile order.
 
-    Shards are read one after the other, so memory does not grow with the archive.
+    The score is (1 - a) cos(tile, query) + a max_k cos(segment k, query), a the `segment_weight`; of a tile without
+    segments the first cosine alone. Shards are read one after the other, so memory does not grow with the archive.
+
+    Args:
+        segments: table of segment embeddings; with it every hit says where in the tile.
     """
     found: list[tuple[float, str, int, str]] = []
     for name in storage.shards(archive / embeddings):
@@ -63,10 +70,42 @@ def best(
             continue
         vectors = rows["vector"].take(pa.array(use)).combine_chunks().flatten().to_numpy().reshape(len(use), -1)
         scores = vectors @ query
+        if segments is not None and segment_weight and storage.exists(archive / segments / name):
+            told = storage.read_shard(archive / segments / name, ["vectors"])["vectors"].take(pa.array(use))
+            nearest = best_of_segments(told, query)
+            scores += segment_weight * (np.where(np.isnan(nearest), scores, nearest) - scores)
         for i in np.argsort(-scores, kind="stable")[:top]:
             found.append((float(scores[i]), name, int(use[i]), rows["tile_id"][int(use[i])].as_py()))
         found = sorted(found, key=lambda hit: (-hit[0], hit[1], hit[2]))[:top]
-    return [_with_evidence(archive, rank, *hit) for rank, hit in enumerate(found, start=1)]
+    hits = [_with_evidence(archive, rank, *hit) for rank, hit in enumerate(found, start=1)]
+    return hits if segments is None else [replace(hit, where=where(archive, segments, hit, query)) for hit in hits]
+
+
+def best_of_segments(vectors: pa.ChunkedArray, query: np.ndarray) -> np.ndarray:
+    """The highest cosine among the segments of each tile, `[tiles]`; NaN where there is none."""
+    lists = pa.concat_arrays(vectors.chunks) if vectors.num_chunks else pa.array([], vectors.type)
+    counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    out = np.full(len(lists), np.nan, np.float32)
+    if counts.any():
+        scores = lists.flatten().flatten().to_numpy().reshape(-1, len(query)) @ query
+        starts = (np.cumsum(counts) - counts)[counts > 0]
+        out[counts > 0] = np.maximum.reduceat(scores, starts)
+    return out
+
+
+def where(archive: Place, segments: str, hit: Hit, query: np.ndarray) -> dict[str, Any] | None:
+    """The segment of a hit that fits a query best; None where the tile has none, or they were not embedded yet."""
+    if not storage.exists(archive / segments / hit.shard):
+        return None
+    vectors = storage.read_shard(archive / segments / hit.shard, ["vectors"])["vectors"][hit.row].as_py()
+    if not vectors:
+        return None
+    scores = np.asarray(vectors, np.float32) @ query
+    rank = int(scores.argmax())
+    table = next(name for name in tables.fingerprint_of(archive, segments)["sources"] if name.startswith("segments@"))
+    row = storage.read_shard(archive / table / hit.shard, ["segments"])["segments"][hit.row].as_py()
+    (segment,) = (segment for segment in row if segment["rank"] == rank)
+    return {"rank": rank, "score": round(float(scores[rank]), 6), "box": segment["box"]}
 
 
 def _meets(bounds: list[float] | None, bbox: tuple[float, float, float, float]) -> bool:
@@ -126,6 +165,12 @@ def run(config: SearchConfig) -> None:
         raise ConfigError(
             f"{table} was made by other weights than {model.name}; give the --checkpoint that made it, or embed again"
         )
+    segments = tables.embeddings_by(archive, model.fingerprint, "segment_embeddings")
+    if config.segment_weight and segments is None:
+        raise ConfigError(
+            f"--segment-weight: {archive} has no segment embeddings by {model.name}; make them with: urbancross embed "
+            f"--archive {archive} --checkpoint {model.name} --segments ..."
+        )
     encoder = checkpoints.load(model, config.device)
     query = np.zeros(encoder.width, np.float32)
     if config.text:
@@ -135,7 +180,8 @@ def run(config: SearchConfig) -> None:
             query += encoder.encode_images([decode(read_image(storage.file(config.image, "--image")))])[0]
         except TileError as error:
             raise ConfigError(f"--image {config.image}: {error}; give a JPEG, PNG or WebP") from None
-    hits = best(archive, table, query / np.linalg.norm(query), config.top, config.split, bbox)
+    query /= np.linalg.norm(query)
+    hits = best(archive, table, query, config.top, config.split, bbox, segments, config.segment_weight)
     if config.json_:
         told = {
             "query": {"text": config.text, "image": config.image},
@@ -153,8 +199,13 @@ def show(hits: list[Hit], query: str) -> None:
         print(f"no tile to compare with “{query}”: the filters leave none")
         return
     title = escape(f"“{query}”")  # rich would take [brackets] for its own markup
-    table = Table("#", "score", "tile", "what is known of it", title=title, title_justify="left")
+    table = Table("#", "score", "tile", title=title, title_justify="left")
+    located = any(hit.where for hit in hits)
+    for column in (["where, pixels"] if located else []) + ["what is known of it"]:
+        table.add_column(column)
     for hit in hits:
         known = hit.captions[0] if hit.captions else "; ".join(hit.tags)
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", escape(hit.tile_id), escape(known))
+        place = "x {}-{}, y {}-{}".format(*(hit.where["box"][i] for i in (0, 2, 1, 3))) if hit.where else ""
+        cells = [str(hit.rank), f"{hit.score:.3f}", escape(hit.tile_id), *([place] if located else []), escape(known)]
+        table.add_row(*cells)
     Console(width=None if Console().is_terminal else 140).print(table)

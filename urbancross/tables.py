@@ -23,7 +23,9 @@ VERBS = {
     "map": "geotag",
     "captions": "caption",
     "segments": "segment",
+    "ranks": "rank",
     "embeddings": "embed",
+    "segment_embeddings": "embed",
     "features": "pretrain",
 }
 
@@ -153,9 +155,9 @@ def require_split(archive: Place, split: str) -> None:
         raise ConfigError(f"{archive} has no tile of split {split}; choose another with --split")
 
 
-def embeddings_by(archive: Place, fingerprint: str) -> str | None:
-    """The embeddings table that the weights of a fingerprint made, if there is one."""
-    for table in storage.tables(archive, "embeddings"):
+def embeddings_by(archive: Place, fingerprint: str, kind: str = "embeddings") -> str | None:
+    """The table of embeddings (or `segment_embeddings`) that the weights of a fingerprint made, if there is one."""
+    for table in storage.tables(archive, kind):
         for name in storage.shards(archive / table)[:1]:
             maker = storage.made_by(storage.read_schema(archive / table / name))
             if maker.get("settings", {}).get("checkpoint") == fingerprint:

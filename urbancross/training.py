@@ -84,7 +84,14 @@ def pretrain(
 
         # The tower stays in eval mode: its BatchNorm statistics are frozen.
         learn("image", config.epochs, config.image_batch, groups, look)
+    see_segments_as_tiles(encoder, pairs)
     encoder.eval()
+
+
+def see_segments_as_tiles(encoder: DualEncoder, pairs: Pairs) -> None:
+    """What has learnt from no segment embeds them as it does tiles, rather than at random."""
+    if not pairs.present.any():
+        encoder.heads["segment"].load_state_dict(encoder.heads["image"].state_dict())
 
 
 def pretrain_steps(pairs: int, config: PretrainConfig) -> int:
@@ -222,6 +229,7 @@ def adapt(
             | ({"margin": margin} if config.loss == "triplet" else {})
             | ({"segment_text": terms["segment_text"].item()} if "segment_text" in terms else {})
         )
+    see_segments_as_tiles(encoder, source)
     encoder.eval()
 
 

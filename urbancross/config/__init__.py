@@ -3,7 +3,7 @@
 from urbancross.config.asking import DemoConfig, ExplainConfig, ReportConfig, RetryConfig, SearchConfig, VerifyConfig
 from urbancross.config.base import ArchiveConfig, Config, MakerConfig, StageConfig, WorkersConfig
 from urbancross.config.learning import AdaptConfig, EvaluateConfig, PretrainConfig, TrainingConfig
-from urbancross.config.making import CaptionConfig, EmbedConfig, GeotagConfig, IngestConfig, SegmentConfig
+from urbancross.config.making import CaptionConfig, EmbedConfig, GeotagConfig, IngestConfig, RankConfig, SegmentConfig
 
 __all__ = [
     "AdaptConfig",
@@ -18,6 +18,7 @@ __all__ = [
     "IngestConfig",
     "MakerConfig",
     "PretrainConfig",
+    "RankConfig",
     "ReportConfig",
     "RetryConfig",
     "SearchConfig",

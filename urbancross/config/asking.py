@@ -49,6 +49,8 @@ class SearchConfig(ArchiveConfig):
     """Variant of the embeddings table; needed where there are several."""
     checkpoint: str | None = None
     """Checkpoint that made the embeddings; default: the one their table names."""
+    segment_weight: float = Field(default=0, ge=0, le=1)
+    """Share of a tile's best segment in its score; wants `embed --segments` by the same checkpoint."""
     split: Split | None = None
     """Only tiles of this split."""
     bbox: str | None = None

@@ -16,6 +16,13 @@ class TrainingConfig(MakerConfig):
     """Variant of the segments table; `none` leaves the segment term out; needed where there are several."""
     max_segments: PositiveInt = 4
     """Segments per tile in the segment term, best first."""
+    order: Literal["quality", "caption", "area", "random"] = "quality"
+    """Which segments are best: by predicted IoU, stability and area; by how well they fit the captions (`rank`); the
+    largest; or any, by seed."""
+    ranks: str | None = None
+    """With --order caption: variant of the ranks table; needed where there are several."""
+    min_score: float | None = Field(default=None, ge=-1, le=1)
+    """With --order caption: leave out segments whose cosine with the captions is lower."""
     segment_weight: NonNegativeFloat = 1.0
     """Weight of the segment-text term."""
     weight_decay: NonNegativeFloat = 0.05

@@ -121,25 +121,82 @@ class CaptionConfig(StageConfig):
 
 
 class SegmentConfig(StageConfig):
-    """Cut every tile into segments, ranked without its caption (table `segments@ENGINE`)."""
+    """Cut every tile into segments, ranked without its caption (table `segments@NAME`)."""
 
-    engine: Literal["felzenszwalb", "grid"] = "felzenszwalb"
-    """felzenszwalb: graph-based segmentation, needs no weights. grid: the four quarters, a baseline."""
+    engine: Literal["felzenszwalb", "sam", "grid"] = "felzenszwalb"
+    """felzenszwalb: graph-based segmentation, needs no weights. sam: segment-anything. grid: quarters, a baseline."""
+    name: Variant | None = None
+    """Variant of the segments table; default: the engine's name, such as felzenszwalb or sam-vit_h."""
     max_segments: PositiveInt = 32
     """Segments kept per tile, best first; what is learnt from or embedded later are the first few of them."""
     min_area: float = Field(default=0.01, ge=0, le=1)
     """Smallest segment, as a share of the tile."""
     max_area: float = Field(default=0.6, ge=0, le=1)
     """Largest segment, as a share of the tile."""
+    batch_tiles: PositiveInt = 16
+    """Tiles that an actor reads, decodes and reports together."""
+    checkpoint: str | None = None
+    """sam: weights of a vit_b, vit_l or vit_h, or of a model of their kind: a .pth or .safetensors, or its URL."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
+    """sam: digest that the weights must have, or its first digits; official names of weights end with theirs."""
+    mode: Literal["exact", "fast"] = "exact"
+    """sam: exact gives the masks of segment-anything's own generator; fast sets the three flags below lower."""
+    points_per_side: PositiveInt | None = None
+    """sam: the tile is asked about at so many points squared; default: 32, or 16 with --mode fast."""
+    input_px: PositiveInt | None = None
+    """sam: longest side of the encoder's input; default: the model's own, or half of it with --mode fast."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """sam: default: fp32; with --mode fast bf16 where the device computes in it."""
+    pred_iou_thresh: float = Field(default=0.88, ge=0, le=1)
+    """sam: lowest IoU that the model predicts of a mask that is kept."""
+    stability_score_thresh: float = Field(default=0.95, ge=0, le=1)
+    """sam: lowest stability of a mask that is kept."""
+    box_nms_thresh: float = Field(default=0.7, ge=0, le=1)
+    """sam: of two masks whose boxes overlap by more than this IoU, the one of the lower predicted IoU goes."""
+    points_per_batch: PositiveInt = 64
+    """sam: points that the mask decoder takes at once on a GPU; on CPUs it takes what fits the caches."""
+    encoder_batch: PositiveInt = 1
+    """sam: tiles that the image encoder takes at once; 4 to 16 fill a GPU."""
+    compile: bool = False
+    """sam: compile the image encoder with torch.compile first, which pays on GPUs from some thousand tiles on."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """sam: where an actor computes."""
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        if (self.engine == "sam") != bool(self.checkpoint):
+            raise ValueError("--engine sam and --checkpoint WEIGHTS go together")
+        return self
+
+
+class RankConfig(StageConfig):
+    """Score how well every segment fits its tile's captions (table `ranks@NAME`), for `pretrain --order caption`."""
+
+    checkpoint: str
+    """The encoder: a checkpoint folder, or an open_clip name with tag such as ViT-L-14/openai."""
+    segments: str | None = None
+    """Variant of the segments table; needed where there are several."""
+    captions: str | None = None
+    """Variant of the captions table; needed where there are several."""
+    name: Variant | None = None
+    """Variant of the ranks table; default: SEGMENTS-CAPTIONS-CHECKPOINT."""
+    batch_tiles: PositiveInt = 16
+    """Tiles whose segments an actor encodes together."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where an actor computes."""
 
 
 class EmbedConfig(StageConfig):
-    """Turn every tile into a unit vector (table `embeddings@NAME`)."""
+    """Turn every tile, or every segment, into a unit vector (table `embeddings@NAME` or `segment_embeddings@NAME`)."""
 
     checkpoint: str
     """A checkpoint folder, or a model name: `starter`, or an open_clip name with tag such as ViT-B-32/openai."""
     name: Variant | None = None
     """Variant of the embeddings table; default: the checkpoint's own name."""
+    segments: str | None = None
+    """Embed the segments of this table, such as felzenszwalb, and not the tiles; they tell search where in a tile."""
+    max_segments: PositiveInt = 10
+    """With --segments: how many a tile, by the order that needs no caption."""
     batch_tiles: PositiveInt = 64
     """Tiles per forward pass of one actor."""
     device: Literal["cpu", "cuda"] = "cpu"

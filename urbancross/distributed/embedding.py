@@ -1,4 +1,6 @@
-"""`embed`: tiles to the table `embeddings@NAME`."""
+"""`embed`: tiles to the table `embeddings@NAME`, or segments to `segment_embeddings@NAME`."""
+
+from typing import Any
 
 import pyarrow as pa
 
@@ -6,9 +8,11 @@ from urbancross import schemas, storage
 from urbancross.config import EmbedConfig
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import run_stage
-from urbancross.embedding import embed_tiles
+from urbancross.embedding import embed_segments, embed_tiles
 from urbancross.models import checkpoints
 from urbancross.runs import Balance
+from urbancross.storage import Place
+from urbancross.tables import table_of
 
 
 class TileEmbedder:
@@ -21,24 +25,34 @@ class TileEmbedder:
         return embed_tiles(self.encoder, tables["tiles"])
 
 
-def stages(config: EmbedConfig) -> list[Stage]:
+class SegmentEmbedder(TileEmbedder):
+    """The same for the first segments of every tile."""
+
+    def __init__(self, checkpoint: str, device: str, segments: str, max_segments: int) -> None:
+        super().__init__(checkpoint, device)
+        self.segments, self.max_segments = segments, max_segments
+
+    def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
+        return embed_segments(self.encoder, tables["tiles"], tables[self.segments], self.max_segments)
+
+
+def stages(config: EmbedConfig, archive: Place) -> list[Stage]:
     model = checkpoints.resolve(config.checkpoint)
-    place = str(model.folder or model.name)
-    name = config.name or (model.folder.name if model.folder else model.name.replace("/", "-"))
-    stage = Stage(
-        f"embeddings@{name}",
-        {"tiles": ["image"]},
-        schemas.embeddings(checkpoints.width_of(model)),
-        TileEmbedder,
-        {"checkpoint": place, "device": config.device},
-        {"checkpoint": model.fingerprint},
-        config.batch_tiles,
-        notes={"checkpoint": place},
-    )
-    return [stage]
+    name, width = config.name or model.variant, checkpoints.width_of(model)
+    arguments: dict[str, Any] = {"checkpoint": model.place, "device": config.device}
+    settings: dict[str, Any] = {"checkpoint": model.fingerprint}
+    common: dict[str, Any] = {"batch_tiles": config.batch_tiles, "notes": {"checkpoint": model.place}}
+    if config.segments is None:
+        table, sources = f"embeddings@{name}", {"tiles": ["image"]}
+        return [Stage(table, sources, schemas.embeddings(width), TileEmbedder, arguments, settings, **common)]
+    segments = table_of(archive, "segments", config.segments, "segments")
+    table, sources = f"segment_embeddings@{name}", {"tiles": ["image"], segments: ["segments"]}
+    arguments |= {"segments": segments, "max_segments": config.max_segments}
+    settings |= {"max_segments": config.max_segments}
+    return [Stage(table, sources, schemas.segment_embeddings(width), SegmentEmbedder, arguments, settings, **common)]
 
 
 def run(config: EmbedConfig) -> Balance:
     archive = storage.archive(config.archive)
-    (stage,) = stages(config)
+    (stage,) = stages(config, archive)
     return run_stage(archive, stage, config)

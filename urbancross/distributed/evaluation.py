@@ -98,7 +98,7 @@ def run(config: EvaluateConfig) -> Balance:
         "split": config.split,
         **found,
         "captions": captions,
-        "checkpoint": str(model.folder or model.name),
+        "checkpoint": model.place,
         "fingerprint": model.fingerprint,
     }
     if config.out:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,32 +18,33 @@ from urbancross.distributed.tables import run_stage
 from urbancross.errors import ConfigError, TileSkipped
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import square
+from urbancross.segments.choice import ordered
 from urbancross.segments.crops import crop
 from urbancross.storage import Place
-from urbancross.tables import table_of
+from urbancross.tables import digest_of_maker, fingerprint_of, table_of
 from urbancross.tiles import decode
+
+MOST_SLOTS = 64  # segments per tile that a features table is looked for with
 
 
 class FeatureExtractor:
     """Features of a tile, of each of its captions, and of its best segments."""
 
-    def __init__(self, model: str, captions: str, segments: str | None, max_segments: int, device: str) -> None:
+    def __init__(self, model: str, device: str, tables: "FeatureTables", choice: dict[str, Any]) -> None:
         self.encoder = checkpoints.load(checkpoints.resolve(model), device)
-        self.captions, self.segments, self.max_segments = captions, segments, max_segments
-        red, green, blue = (round(255 * mean) for mean in self.encoder.mean)
-        self.fill = (red, green, blue)
+        self.names, self.choice = tables, choice
         self.schema = schemas.features(self.encoder.image_width, self.encoder.text_width)
 
     def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
         rows = tables["tiles"].to_pylist()
-        for row, told in zip(rows, tables[self.captions].to_pylist(), strict=True):
+        for row, told in zip(rows, tables[self.names.captions].to_pylist(), strict=True):
             row["failure"] = row["failure"] or told["failure"]
             row["captions"], row["tags"] = told["captions"], told["tags"]
-        if self.segments is not None:
-            for row, told in zip(rows, tables[self.segments].to_pylist(), strict=True):
-                row["segments"] = sorted(told["segments"] or [], key=lambda segment: segment["rank"])[
-                    : self.max_segments
-                ]
+        if self.names.segments is not None:
+            fits = tables[self.names.ranks].to_pylist() if self.names.ranks else [None] * len(rows)
+            for row, cut, ranks in zip(rows, tables[self.names.segments].to_pylist(), fits, strict=True):
+                best = ordered(cut["segments"] or [], **self.choice, tile_id=row["tile_id"], ranks=ranks)
+                row["segments"] = best[: self.names.max_segments]
         out = schemas.each_tile(rows, self.prepare)
         self.fill_in(out)
         return pa.Table.from_pylist(out, schema=self.schema)
@@ -53,7 +54,7 @@ class FeatureExtractor:
         if not row["captions"]:
             raise TileSkipped("no caption")
         tile, side = decode(row["image"]), self.encoder.image_px
-        crops = [square(crop(tile, segment, fill=self.fill), side) for segment in row.get("segments", [])]
+        crops = [square(crop(tile, segment, fill=self.encoder.fill), side) for segment in row.get("segments", [])]
         cut = [truncate(text, self.encoder.reads_whole, row["tags"] or ()) for text in row["captions"]]
         texts, shortened = [text for text, _ in cut], sum(was_cut for _, was_cut in cut)
         return {"image": square(tile, side), "texts": texts, "segments": crops, "shortened": shortened}
@@ -85,11 +86,13 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class FeatureTables:
-    """Names of the tables that pairs are read from, and K, the segment slots per tile."""
+    """Names of the tables behind pairs, and K, the segment slots per tile."""
 
     captions: str
     features: str
     max_segments: int
+    segments: str | None = None
+    ranks: str | None = None
 
 
 def features_stage(
@@ -99,25 +102,67 @@ def features_stage(
 
     Args:
         captions, segments: variants; None takes the only one there is, and `none` leaves segments out.
+
+    Raises:
+        ConfigError: a table is missing, or the ranks are of other segments than these.
     """
-    captions_table = table_of(archive, "captions", captions, "captions")
-    sources: dict[str, list[str] | None] = {"tiles": ["image", "split"], captions_table: ["captions", "tags"]}
-    name = f"features@{model.towers}-{captions_table.partition('@')[2]}"
-    segments_table, slots = None, 0
-    if segments != "none" and (segments is not None or storage.tables(archive, "segments")):
-        segments_table, slots = table_of(archive, "segments", segments, "segments"), config.max_segments
-        sources[segments_table] = ["segments"]
-        name += f"-{segments_table.partition('@')[2]}-{slots}"
+    names = source_tables(archive, config, captions, segments)
+    sources: dict[str, list[str] | None] = {"tiles": ["image", "split"], names.captions: ["captions", "tags"]}
+    settings: dict[str, Any] = {"towers": model.towers, "max_segments": names.max_segments}
+    choice: dict[str, Any] = {"order": config.order}
+    if names.segments is not None:
+        sources[names.segments] = ["segments"]
+        if config.order == "random":
+            choice["seed"] = config.seed
+        if names.ranks is not None:
+            sources[names.ranks] = ["scores"]
+            choice["min_score"] = config.min_score
+        if config.order != "quality":
+            settings |= choice
+    name = features_name(model, names, choice)
     arguments = {
-        "model": str(model.folder or model.name),
-        "captions": captions_table,
-        "segments": segments_table,
-        "max_segments": slots,
+        "model": model.place,
         "device": config.device,
+        "tables": replace(names, features=name),
+        "choice": choice,
     }
     schema = schemas.features(*checkpoints.feature_widths(model))
-    settings = {"towers": model.towers, "max_segments": slots}
     return Stage(name, sources, schema, FeatureExtractor, arguments, settings, config.batch_tiles, tally=tally)
+
+
+def features_name(model: checkpoints.Model, names: FeatureTables, choice: dict[str, Any]) -> str:
+    """`features@TOWERS-CAPTIONS-SEGMENTS-K`, and what else decides which segments they are."""
+    words = [model.towers, _variant(names.captions)]
+    if names.segments is not None:
+        words += [_variant(names.segments), str(names.max_segments)]
+        if choice["order"] != "quality":
+            words += [choice["order"], *([_variant(names.ranks)] if names.ranks else [])]
+            words += [str(value) for key, value in choice.items() if key != "order" and value is not None]
+    return f"features@{'-'.join(words)}"
+
+
+def source_tables(archive: Place, config: TrainingConfig, captions: str | None, segments: str | None) -> FeatureTables:
+    """The tables that features are made from; the features' own name is still open."""
+    told = table_of(archive, "captions", captions, "captions")
+    if segments == "none" or (segments is None and not storage.tables(archive, "segments")):
+        return FeatureTables(told, "", 0)
+    cut = table_of(archive, "segments", segments, "segments")
+    if config.order != "caption":
+        return FeatureTables(told, "", config.max_segments, cut)
+    ranks = table_of(archive, "ranks", config.ranks, "ranks")
+    made_from = fingerprint_of(archive, ranks)["sources"]
+    for table in (cut, told):
+        if made_from.get(table) != digest_of_maker(fingerprint_of(archive, table)):
+            raise ConfigError(
+                f"{archive / ranks} was made from other tables than {table}; say which with --ranks, or make it with: "
+                f"urbancross rank --archive {archive} --segments {_variant(cut)} --captions {_variant(told)} "
+                "--checkpoint ..."
+            )
+    return FeatureTables(told, "", config.max_segments, cut, ranks)
+
+
+def _variant(table: str) -> str:
+    return table.partition("@")[2]
 
 
 def tally(features: pa.Table) -> dict[str, int]:
@@ -127,10 +172,20 @@ def tally(features: pa.Table) -> dict[str, int]:
 def make_features(
     archive: Place, model: checkpoints.Model, config: TrainingConfig, captions: str | None, segments: str | None
 ) -> FeatureTables:
-    """Publish what is missing of an archive's features for a model's towers; see `features_stage`."""
+    """Publish what is missing of an archive's features for a model's towers; see `features_stage`.
+
+    A finished table of more segments in the same order serves too: its first ones are the same.
+    """
     stage = features_stage(archive, model, config, captions, segments)
+    names: FeatureTables = stage.arguments["tables"]
+    if names.segments is not None and not storage.shards(archive / stage.output):
+        there = set(storage.tables(archive, "features"))
+        for slots in range(names.max_segments + 1, MOST_SLOTS + 1):
+            larger = features_name(model, replace(names, max_segments=slots), stage.arguments["choice"])
+            if larger in there and storage.shards(archive / larger) == storage.shards(archive / "tiles"):
+                return replace(names, features=larger)
     run_stage(archive, stage, config)
-    return FeatureTables(stage.arguments["captions"], stage.output, stage.arguments["max_segments"])
+    return names
 
 
 def stages(config: PretrainConfig | AdaptConfig, archive: Place) -> Iterator[Stage]:

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from urbancross import config as settings
-from urbancross.distributed import captioning, embedding, features, geotagging, ingest, segmentation
+from urbancross.distributed import captioning, embedding, features, geotagging, ingest, ranking, segmentation
 from urbancross.distributed.stages import Stage
 from urbancross.errors import ConfigError
 from urbancross.storage import Place
@@ -18,10 +18,12 @@ STAGES: dict[type[settings.WorkersConfig], Callable[[Any, Place], Iterable[Stage
     settings.GeotagConfig: lambda told, _: geotagging.stages(told),
     settings.CaptionConfig: captioning.stages,
     settings.SegmentConfig: lambda told, _: segmentation.stages(told),
-    settings.EmbedConfig: lambda told, _: embedding.stages(told),
+    settings.RankConfig: ranking.stages,
+    settings.EmbedConfig: embedding.stages,
     settings.PretrainConfig: features.stages,
     settings.AdaptConfig: features.stages,
 }
+VARIANTS = {"captions": "captions", "target_captions": "captions", "segments": "segments", "ranks": "ranks"}
 
 
 def stage_of(archive: Place, table: str) -> Stage:
@@ -35,7 +37,8 @@ def stage_of(archive: Place, table: str) -> Stage:
         raise ConfigError("the plan is made by ingest alone and has no failures to retry; give another --table")
     if table.partition("@")[0] == "map":
         raise ConfigError(f"{table} holds features, not tiles, so that there is nothing to retry; give another --table")
-    run = (claimed(archive / table) or {}).get("run")
+    maker = claimed(archive / table) or {}
+    run = maker.get("run")
     kinds = {kind.__name__: kind for kind in STAGES}
     kind = kinds.get(run.get("kind", "")) if isinstance(run, dict) and isinstance(run.get("config"), dict) else None
     if run is None or kind is None:
@@ -43,6 +46,14 @@ def stage_of(archive: Place, table: str) -> Stage:
             f"{archive / table} does not say which run made it; only urbancross's own tables can be redone"
         )
     told = run["config"] | ({"archive": str(archive)} if "archive" in kind.model_fields else {})
+    # Where a run was not told a variant there was one alone; by now there may be more.
+    for flag, table_kind in VARIANTS.items():
+        if flag in kind.model_fields and told.get(flag) is None:
+            made_from = [name for name in maker.get("sources", {}) if name.startswith(f"{table_kind}@")]
+            if made_from:
+                told[flag] = made_from[0].partition("@")[2]
+            elif flag == "segments" and issubclass(kind, settings.TrainingConfig):
+                told[flag] = "none"
     try:
         made = STAGES[kind](kind(**told), archive)
     except ValidationError as error:

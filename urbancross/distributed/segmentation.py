@@ -33,11 +33,19 @@ def stages(config: SegmentConfig) -> list[Stage]:
     if config.min_area >= config.max_area:
         raise ConfigError(f"--min-area {config.min_area} must be below --max-area {config.max_area}")
     choice = config.model_dump(include={"max_segments", "min_area", "max_area"})
+    settings: dict[str, Any] = {"engine": config.engine, **choice}
     made_with: dict[str, Any] = {}
-    arguments = {"engine": config.engine, "made_with": made_with, "choice": choice}
-    settings = {"engine": config.engine, **choice}
-    table = f"segments@{config.engine}"
-    return [Stage(table, {"tiles": ["image"]}, schemas.SEGMENTS, Segmenter, arguments, settings, batch_tiles=16)]
+    return [
+        Stage(
+            f"segments@{config.name or config.engine}",
+            {"tiles": ["image"]},
+            schemas.SEGMENTS,
+            Segmenter,
+            {"engine": config.engine, "made_with": made_with, "choice": choice},
+            settings,
+            config.batch_tiles,
+        )
+    ]
 
 
 def run(config: SegmentConfig) -> Balance:

@@ -164,6 +164,7 @@ def check_source(archive: Place, source: str, columns: Sequence[str] | None, nam
         "geotags": schemas.GEOTAGS,
         "captions": schemas.CAPTIONS,
         "segments": schemas.SEGMENTS,
+        "ranks": schemas.RANKS,
     }.get(source.partition("@")[0])
     if wanted is not None and have:
         found = storage.read_schema(archive / source / have[0])

@@ -180,9 +180,10 @@ def is_finished(out: str, config: TrainingConfig) -> bool:
         return False
     found = storage.read_json(folder / checkpoints.DESCRIPTION, f"--out {out} exists, but its")["settings"]
     for key, value in config.model_dump(exclude=NOT_RESULT | PLACES).items():
-        if found.get(key) != value:
+        before = found.get(key, type(config).model_fields[key].default)  # a version without the flag made it
+        if before != value:
             raise ConfigError(
-                f"--out {out} was made with {key}={found.get(key)}, now {key}={value}; give another --out, or remove it"
+                f"--out {out} was made with {key}={before}, now {key}={value}; give another --out, or remove it"
             )
     return True
 

@@ -38,6 +38,16 @@ class Model:
     fingerprint: str
     towers: str
 
+    @property
+    def place(self) -> str:
+        """What another process resolves to the same model."""
+        return str(self.folder or self.name)
+
+    @property
+    def variant(self) -> str:
+        """How tables that the model makes are called where nobody says otherwise."""
+        return self.folder.name if self.folder else self.name.replace("/", "-")
+
 
 def resolve(name: str, width: int | None = None) -> Model:
     """Find out what `--checkpoint` or `--model` names.

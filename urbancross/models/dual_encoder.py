@@ -74,6 +74,12 @@ class DualEncoder(nn.Module):
     def device(self) -> torch.device:
         return self.scale.device
 
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The mean colour of 8 bits, which preprocessing turns into zeros; what a crop shows outside its mask."""
+        red, green, blue = (round(255 * mean) for mean in self.mean)
+        return red, green, blue
+
     def inverse_temperature(self) -> Tensor:
         return self.scale.exp().clamp(max=MAX_SCALE)
 
@@ -110,12 +116,20 @@ class DualEncoder(nn.Module):
         tokens, blank = self.tokenizer([text], 4 * limit)[0], self.tokenizer(["", text], 4 * limit)[0, -1]
         return int((tokens != blank).sum()) <= limit
 
-    @torch.inference_mode()
     def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """B tiles `[H, W, 3]` uint8 to unit vectors `[B, D]` float32."""
+        return self._encode("image", images)
+
+    def encode_segments(self, crops: Sequence[np.ndarray], batch: int = 64) -> np.ndarray:
+        """B crops `[h, w, 3]` uint8 to unit vectors `[B, D]` float32."""
+        parts = [self._encode("segment", crops[i : i + batch]) for i in range(0, len(crops), batch)]
+        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+
+    @torch.inference_mode()
+    def _encode(self, head: str, images: Sequence[np.ndarray]) -> np.ndarray:
         pixels = torch.from_numpy(np.stack([square(image, self.image_px) for image in images]))
         features = self.image_features(pixels.permute(0, 3, 1, 2))
-        return self.heads["image"](features).float().cpu().numpy()
+        return self.heads[head](features).float().cpu().numpy()
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch: int = 128) -> np.ndarray:

@@ -1,0 +1,123 @@
+"""Segments from tiles to search on a real Ray: cut, ranked by captions, learnt from, embedded, found again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_set
+from PIL import Image
+
+from urbancross import cli, storage
+from urbancross.config import PretrainConfig
+from urbancross.distributed.features import make_features
+from urbancross.errors import ConfigError
+from urbancross.models import checkpoints
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+BAD = {  # what shows nothing: name -> size
+    "black": (64, 64),
+    "dot": (1, 1),
+}
+
+
+def run(verb: str, **settings: Any) -> str:
+    kind = cli.VERBS[verb].kind
+    return str(cli.call(verb, kind(**({"workers": 1} if "workers" in kind.model_fields else {}) | settings)))
+
+
+def rows(table: Path) -> list[dict[str, Any]]:
+    return [row for name in storage.shards(table) for row in storage.read_shard(table / name).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of 28 good tiles, two bad files and two that show nothing, and a model pretrained without segments."""
+    home = tmp_path_factory.mktemp("segments")
+    given = write_set(home / "set")
+    with open(given / "captions.jsonl", "a") as lines:
+        for name, size in BAD.items():
+            Image.new("RGB", size).save(given / "img" / f"{name}.png")
+            told = {"image": f"img/{name}.png", "captions": ["nothing, a lake"], "split": "train"}
+            lines.write(json.dumps(told) + "\n")
+    run("ingest", source=str(given), archive=str(home / "a"), domain="d", shard_tiles=16)
+    line = run("segment", archive=str(home / "a"), max_area=1.0)
+    assert line == "read 32 = written 28 + done before 0 + skipped 4 + failed 0"
+    run("pretrain", out=str(home / "plain"), segments="none", **learning(home))
+    return home
+
+
+def learning(home: Path) -> dict[str, Any]:
+    return {"archive": str(home / "a"), "head_epochs": 20, "head_batch": 10, "width": 32, "dropout": 0.0}
+
+
+def test_a_tile_that_shows_nothing_has_no_segment_and_says_why(home: Path):
+    found = {Path(row["tile_id"]).stem: row for row in rows(home / "a" / "segments@felzenszwalb")}
+    for name in BAD:
+        assert found[name]["segments"] == []
+        assert found[name]["failure"] == "skipped:one colour"
+    assert found["absent"]["failure"].startswith("skipped:no input (failed:no such file")
+    assert all(row["segments"] for row in found.values() if row["failure"] is None)
+
+
+def test_one_and_two_workers_cut_the_same_segments(home: Path):
+    run("segment", archive=str(home / "a"), max_area=1.0, name="two", workers=2)
+    assert rows(home / "a" / "segments@two") == rows(home / "a" / "segments@felzenszwalb")
+    for name in storage.shards(home / "a" / "segments@two"):
+        (home / "a" / "segments@two" / name).unlink()
+    (home / "a" / "segments@two" / ".made-by.json").unlink()
+
+
+def test_from_ranks_to_what_is_learnt_embedded_and_found(home: Path, capsys: pytest.CaptureFixture[str]):
+    archive = str(home / "a")
+    line = run("rank", archive=archive, checkpoint=str(home / "plain"))
+    assert line == "read 32 = written 28 + done before 0 + skipped 4 + failed 0"
+    ranks = {row["tile_id"]: row for row in rows(home / "a" / "ranks@felzenszwalb-given-plain")}
+    for row in rows(home / "a" / "segments@felzenszwalb"):
+        assert len(ranks[row["tile_id"]]["scores"] or []) == len(row["segments"])
+    phrases = {phrase for tile, row in ranks.items() if "town" in tile for phrase in row["phrases"]}
+    assert phrases <= {"a town with grey roofs", "many houses", "streets and houses"}
+
+    # A tile without segments is learnt from as any other; it leaves the segment term alone.
+    line = run("pretrain", out=str(home / "caption"), order="caption", max_segments=3, **learning(home))
+    assert line == "read 32 = written 22 + done before 0 + skipped 8 + failed 2"
+    assert json.loads((home / "caption" / "events.jsonl").read_text().splitlines()[-1])["segment_text"] > 0
+    # A table of three segments serves who wants one, and knows whose order it follows.
+    config = PretrainConfig(out="x", order="caption", max_segments=1, **learning(home))
+    tables = make_features(home / "a", checkpoints.resolve("starter", 32), config, None, None)
+    assert tables.features.endswith("-given-felzenszwalb-3-caption-felzenszwalb-given-plain")
+    assert tables.max_segments == 1
+
+    run("embed", archive=archive, checkpoint=str(home / "caption"))
+    with pytest.raises(ConfigError, match="has no segment embeddings by .*make them with: urbancross embed"):
+        run("search", archive=archive, text="a lake", segment_weight=0.5)
+    line = run("embed", archive=archive, checkpoint=str(home / "caption"), segments="felzenszwalb", max_segments=3)
+    assert line == "read 32 = written 28 + done before 0 + skipped 4 + failed 0"
+    for row in rows(home / "a" / "segment_embeddings@caption"):
+        np.testing.assert_allclose(np.linalg.norm(np.array(row["vectors"] or [[1.0]]), axis=1), 1, atol=1e-5)
+    capsys.readouterr()
+    run("search", archive=archive, text="a blue lake", segment_weight=0.5, top=32, json=True)
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert len(hits) == 30  # the black tile and the dot among them
+    assert {Path(hit["tile_id"]).stem for hit in hits if hit["where"] is None} == set(BAD)
+    assert "lake" in hits[0]["tile_id"]
+    run("search", archive=archive, text="a blue lake", top=2)
+    assert "where, pixels" in capsys.readouterr().out
+
+
+def test_ranks_of_other_segments_and_of_an_encoder_that_knows_nothing_are_refused(home: Path):
+    run("segment", archive=str(home / "a"), engine="grid")
+    with pytest.raises(ConfigError, match=r"was made from other tables than segments@grid.*rank .*--segments grid"):
+        run("pretrain", out=str(home / "x"), order="caption", segments="grid", **learning(home))
+    with pytest.raises(ConfigError, match="has several: segments@felzenszwalb, segments@grid"):
+        run("rank", archive=str(home / "a"), checkpoint=str(home / "plain"))
+    with pytest.raises(ConfigError, match="starter: its heads have learnt nothing yet"):
+        run("rank", archive=str(home / "a"), checkpoint="starter", segments="grid")
+
+
+def test_verify_makes_segments_ranks_and_segment_embeddings_once_more(home: Path, capsys: pytest.CaptureFixture[str]):
+    """Though by now there are several segments tables, and the runs that made them were told none."""
+    for table in ("ranks@felzenszwalb-given-plain", "segment_embeddings@caption"):
+        run("verify", archive=str(home / "a"), table=table)
