@@ -54,7 +54,7 @@ class Mask:
 
 
 class MaskMaker(Protocol):
-    """A segmenter; see docs/models.md for how to add one."""
+    """A segmenter; docs/segments.md tells how to add one."""
 
     def masks(self, tiles: Iterable[np.ndarray]) -> Iterator[list[Mask]]:
         """Tiles `[H, W, 3]` uint8 RGB of any sizes -> the masks of each, in order."""
