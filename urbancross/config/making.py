@@ -166,6 +166,8 @@ class SegmentConfig(StageConfig):
     def _has_weights(self) -> Self:
         if (self.engine == "sam") != bool(self.checkpoint):
             raise ValueError("--engine sam and --checkpoint WEIGHTS go together")
+        if self.checkpoint and "://" in self.checkpoint and ("@" in self.checkpoint or "?" in self.checkpoint):
+            raise ValueError("--checkpoint: a URL with a password or a signature would be kept; download the file first")
         return self
 
 
