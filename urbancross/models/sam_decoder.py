@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-DRAW_ELEMENTS = 1 << 20
+DRAW_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True)
