@@ -11,10 +11,10 @@ P = points, T = tokens, L = image positions, C = width, H = heads, D = width of 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 DRAW_ELEMENTS = 1 << 16
@@ -43,7 +43,7 @@ class Cross:
 class Decoder:
     """Weights of a mask decoder in the order in which they are used; `fold` makes it."""
 
-    sam: Sam
+    sam: Any
     size: tuple[int, int]
     position: Tensor  # [L, C]
     to_image: tuple[Cross, ...]  # the last one is the final attention
@@ -63,7 +63,7 @@ class ImageSide:
     queries: Tensor  # [H, D, L]
 
 
-def fold(sam: Sam, size: tuple[int, int]) -> Decoder:
+def fold(sam: Any, size: tuple[int, int]) -> Decoder:
     """Lay the decoder's weights out for use.
 
     Args:
@@ -101,7 +101,7 @@ def fold(sam: Sam, size: tuple[int, int]) -> Decoder:
 def image_side(decoder: Decoder, embedding: Tensor) -> ImageSide:
     """Everything of an image `[C, h, w]` that its points share."""
     prompts = decoder.sam.prompt_encoder
-    x = embedding.flatten(1).T + prompts.no_mask_embed.weight
+    x = (embedding.flatten(1).T + prompts.no_mask_embed.weight).to(decoder.position.dtype)
     placed = x + decoder.position
     to_image, from_image = decoder.to_image[0], decoder.from_image[0]
     assert to_image.image_value is not None
@@ -120,14 +120,8 @@ def point_tokens(decoder: Decoder, points: Tensor) -> Tensor:
     placed = placed + prompts.point_embeddings[1].weight
     shared = torch.cat([weights.iou_token.weight, weights.mask_tokens.weight])
     count = len(points)
-    return torch.cat(
-        [
-            shared.expand(count, -1, -1),
-            placed.to(shared.dtype),
-            prompts.not_a_point_embed.weight.expand(count, 1, -1),
-        ],
-        dim=1,
-    )
+    nothing = prompts.not_a_point_embed.weight.expand(count, 1, -1)
+    return torch.cat([shared.expand(count, -1, -1), placed.to(shared.dtype), nothing.to(shared.dtype)], dim=1)
 
 
 def attend(decoder: Decoder, side: ImageSide, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,7 +200,8 @@ def _upscale(decoder: Decoder, x: Tensor) -> Tensor:
     """`[N, C]` -> `[N, 16 * C // 8]`."""
     weight, bias, scale, shift, eps = decoder.up
     fine = torch.addmm(bias, x, weight).view(4 * len(x), -1)
-    spread = torch.linalg.vector_norm(fine, dim=-1, keepdim=True).square_().div_(fine.shape[1])  # its mean is 0 already
+    # The mean over channels is 0 already.
+    spread = torch.linalg.vector_norm(fine, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(fine.shape[1])
     fine = torch.addcmul(shift, fine.mul_(spread.add_(eps).rsqrt_()), scale)
     weight, bias = decoder.up_again
     return F.gelu(torch.addmm(bias, F.gelu(fine), weight)).view(len(x), -1)
@@ -218,7 +213,7 @@ def in_chunks(total: int, at_once: int) -> Iterator[slice]:
 
 
 def _cross(
-    attention: nn.Module,
+    attention: Any,
     token: nn.Linear,
     token_value: nn.Linear | None,
     image: nn.Linear,
@@ -233,9 +228,9 @@ def _cross(
     out = attention.out_proj
     return Cross(
         token=by_head(token, scale),
-        token_value=token_value and by_head(token_value),
+        token_value=None if token_value is None else by_head(token_value),
         image=by_head(image),
-        image_value=image_value and by_head(image_value),
+        image_value=None if image_value is None else by_head(image_value),
         out=(out.weight.T.reshape(heads, -1, out.out_features), out.bias),
     )
 
@@ -248,7 +243,7 @@ def _project(x: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
     return flat.view(-1, heads, width).transpose(0, 1)
 
 
-def _self_attention(attention: nn.Module, placed: Tensor, values: Tensor) -> Tensor:
+def _self_attention(attention: Any, placed: Tensor, values: Tensor) -> Tensor:
     heads = attention.num_heads
     q, k, v = (
         layer(of).unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -7,17 +7,18 @@ Projections and norms run on real tokens alone; what windows are padded with is 
 B = images, h, w = rows and columns of tokens, E = width, H = heads, D = width of a head, S = side of a window.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import ImageEncoderViT
-from torch import Tensor, nn
+from torch import Tensor
 
 MLP_TOKENS = 512  # at once on a CPU, so that the hidden layer stays in the cache
 BIAS_ELEMENTS = 1 << 21  # of attention bias at once on a CPU
 BIAS_ELEMENTS_CUDA = 1 << 28
 
 
-def encode(encoder: ImageEncoderViT, images: Tensor) -> Tensor:
+def encode(encoder: Any, images: Tensor) -> Tensor:
     """Normalised and padded images `[B, 3, side, side]` -> `[B, C, h, w]`, as the encoder's own forward gives it."""
     x = encoder.patch_embed(images)  # [B, h, w, E]
     x = x + encoder.pos_embed
@@ -32,13 +33,13 @@ def encode(encoder: ImageEncoderViT, images: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def _add_mlp(x: Tensor, block: nn.Module) -> None:
+def _add_mlp(x: Tensor, block: Any) -> None:
     flat = x.view(-1, x.shape[-1])
     for part in flat.split(len(flat) if x.is_cuda else MLP_TOKENS):
         part += block.mlp(block.norm2(part))
 
 
-def _attention(attention: nn.Module, x: Tensor, window: int) -> Tensor:
+def _attention(attention: Any, x: Tensor, window: int) -> Tensor:
     """`[B, h, w, E]` -> the same; over all tokens if window is 0."""
     count, h, w, width = x.shape
     qkv = attention.qkv(x)  # [B, h, w, 3 * E]
@@ -56,7 +57,7 @@ def _attention(attention: nn.Module, x: Tensor, window: int) -> Tensor:
     return attention.proj(seen)
 
 
-def _global(attention: nn.Module, qkv: Tensor) -> Tensor:
+def _global(attention: Any, qkv: Tensor) -> Tensor:
     count, h, w, _ = qkv.shape
     heads = attention.num_heads
     q, k, v = qkv.view(count, h * w, 3, heads, -1).permute(2, 0, 3, 1, 4)  # [B, H, h * w, D] each
@@ -71,7 +72,7 @@ def _global(attention: nn.Module, qkv: Tensor) -> Tensor:
     return seen.transpose(1, 2).reshape(count, h, w, -1)
 
 
-def _windowed(attention: nn.Module, qkv: Tensor, side: int) -> Tensor:
+def _windowed(attention: Any, qkv: Tensor, side: int) -> Tensor:
     """`[B, h, w, 3 * E]`, h and w multiples of `side`, -> `[B, h, w, E]`."""
     count, h, w, width = qkv.shape
     heads = attention.num_heads
@@ -87,7 +88,7 @@ def _windowed(attention: nn.Module, qkv: Tensor, side: int) -> Tensor:
     return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(count, h, w, width // 3)
 
 
-def _bias(attention: nn.Module, q: Tensor) -> tuple[Tensor, Tensor]:
+def _bias(attention: Any, q: Tensor) -> tuple[Tensor, Tensor]:
     """What a query `[B, H, h, w, D]` adds for each row and for each column of keys: `[B, H, h, w, h]`, `[..., w]`."""
     h, w, _ = q.shape[2:]
     by_row = torch.einsum("bnhwc,hkc->bnhwk", q, _table(attention.rel_pos_h, h))
