@@ -95,3 +95,120 @@ def test_masks_of_random_weights_are_those_of_segment_anything(untrained, size, 
     }
     (found,) = SamMasks(str(untrained), **settings).masks([tile])
     assert_same(found, reference(model, tile, **settings))
+
+
+def test_the_encoder_agrees_with_segment_anythings(untrained):
+    encoder = models.load(untrained).image_encoder
+    images = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(encode(encoder, images), encoder(images), atol=2e-5, rtol=1e-5)
+
+
+def test_the_decoder_agrees_with_segment_anythings(untrained):
+    model = models.load(untrained)
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(64, 16, 16, generator=generator)
+    points = torch.rand(5, 2, generator=generator) * 256
+    decoder = sam_decoder.fold(model, (16, 16))
+    side = sam_decoder.image_side(decoder, embedding)
+    ious, drawing, x = sam_decoder.attend(decoder, side, sam_decoder.point_tokens(decoder, points))
+    sparse, dense = model.prompt_encoder(points=(points[:, None], torch.ones(5, 1)), boxes=None, masks=None)
+    place = model.prompt_encoder.get_dense_pe()
+    logits, told = model.mask_decoder(embedding[None], place, sparse, dense, multimask_output=True)
+    torch.testing.assert_close(ious, told, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(sam_decoder.draw(decoder, drawing, x, 16, 16), logits, atol=2e-5, rtol=1e-5)
+    part = sam_decoder.draw(decoder, drawing, x, 7, 11)
+    torch.testing.assert_close(part, logits[..., :28, :44], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (100, 256), (300, 210), (512, 512), (256, 700), (33, 1000)], ids=str)
+def test_a_mask_reaches_the_tiles_size_as_in_segment_anything(untrained, size):
+    maker = SamMasks(str(untrained))
+    frame = maker.frame(size)
+    logits = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    wanted = maker.model.postprocess_masks(logits[None], frame.input_size, size)[0]
+    found = maker._over_tile(logits[:, : 4 * frame.rows, : 4 * frame.columns], frame)
+    torch.testing.assert_close(found.mT, wanted, atol=1e-4, rtol=1e-4)
+    assert (frame.down is not None) == (max(size) <= SMALL_PX)
+
+
+def test_tiles_of_mixed_sizes_have_the_same_masks_alone_and_in_a_batch(trained):
+    tiles = [scene(seed, *size)[0] for seed, size in enumerate([(256, 256), (90, 140), (300, 120)])]
+    together = list(SamMasks(str(trained), points_per_side=6, encoder_batch=2, **THRESHOLDS).masks(tiles))
+    maker = SamMasks(str(trained), points_per_side=6, points_per_batch=5, **THRESHOLDS)
+    alone = [next(maker.masks([tile])) for tile in tiles]
+    assert [len(found) for found in together] == [len(found) for found in alone]
+    assert sum(map(len, alone)) > 3
+    for found, wanted in zip(together, alone, strict=True):
+        for a, b in zip(found, wanted, strict=True):
+            assert (pixels(a) & pixels(b)).sum() >= 0.99 * (pixels(a) | pixels(b)).sum()
+            assert a.predicted_iou == pytest.approx(b.predicted_iou, abs=1e-4)
+
+
+def test_tiles_are_taken_as_they_are_needed(untrained):
+    taken = []
+
+    def tiles():
+        for seed in range(5):
+            taken.append(seed)
+            yield scene(seed, 64, 64)[0]
+
+    found = SamMasks(str(untrained), points_per_side=1, encoder_batch=2).masks(tiles())
+    assert taken == []
+    next(found)
+    assert taken == [0, 1]
+
+
+def test_a_tile_without_a_good_mask_has_none(untrained):
+    tile, _ = scene(0)
+    assert list(SamMasks(str(untrained), points_per_side=2, pred_iou_thresh=99.0).masks([tile, tile])) == [[], []]
+    assert list(SamMasks(str(untrained), points_per_side=2, stability_score_thresh=2.0).masks([tile])) == [[]]
+
+
+def test_a_tile_too_narrow_for_the_model_is_that_tiles_failure(untrained):
+    with pytest.raises(TileError, match="1 x 900 px is too narrow"):
+        next(SamMasks(str(untrained)).masks([np.zeros((900, 1, 3), np.uint8)]))
+
+
+def test_a_smaller_input_finds_much_the_same_shapes(trained):
+    tile, _ = scene(3)
+    (whole,) = SamMasks(str(trained), points_per_side=8, **THRESHOLDS).masks([tile])
+    (fast,) = SamMasks(str(trained), points_per_side=8, input_px=192, **THRESHOLDS).masks([tile])
+    best = [
+        max(((pixels(a) & pixels(b)).sum() / (pixels(a) | pixels(b)).sum() for b in fast), default=0) for a in whole
+    ]
+    assert np.median(best) > 0.7
+    assert all(mask.size == (256, 256) for mask in fast)
+
+
+def test_half_precision_keeps_the_masks_nearly(trained):
+    tile, _ = scene(1, 128, 128)
+    (whole,) = SamMasks(str(trained), points_per_side=4, **THRESHOLDS).masks([tile])
+    (half,) = SamMasks(str(trained), points_per_side=4, precision="bf16", **THRESHOLDS).masks([tile])
+    best = [
+        max(((pixels(a) & pixels(b)).sum() / (pixels(a) | pixels(b)).sum() for b in half), default=0) for a in whole
+    ]
+    assert np.median(best) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp8"}, "fp8: one of fp32, bf16, fp16"),
+        ({"points_per_side": 0}, "--points-per-side 0"),
+        ({"input_px": 100}, "--input-px 100: a multiple of 16"),
+    ],
+)
+def test_settings_that_cannot_work_say_so(untrained, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        SamMasks(str(untrained), **settings)
+
+
+def test_the_engine_is_known_by_name(untrained):
+    assert isinstance(ENGINES["sam"](str(untrained)), SamMasks)
+    assert SHAPE.window_size == 6  # which does not divide the 16 tokens of a side: some windows are padded
+
+
+def test_broken_checkpoints_are_named():
+    with pytest.raises(CheckpointError, match="nowhere.pth does not exist"):
+        SamMasks("nowhere.pth")
