@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
-from small_sam import SHAPE, random_sam
+from small_sam import DEEPER, random_sam
 
 from urbancross.errors import CheckpointError, ConfigError
 from urbancross.models import sam as models
@@ -39,13 +39,13 @@ def test_official_shapes_are_known(kind):
 
 @pytest.mark.parametrize("ending", ["pth", "wrapped.pth", "safetensors"])
 def test_a_small_sam_loads_by_its_shapes_alone(tmp_path, ending):
-    sam = random_sam()
+    sam = random_sam(DEEPER)
     path = tmp_path / f"sam.{ending}"
     if ending == "safetensors":
         save_file(sam.state_dict(), path)
     else:
         torch.save({"model": sam.state_dict()} if "wrapped" in ending else sam.state_dict(), path)
-    assert models.shape_of(models.read(path)) == SHAPE
+    assert models.shape_of(models.read(path)) == DEEPER
     assert models.variant_of(path) == "sam-64x4"
     loaded = models.load(path)
     image = torch.rand(1, 3, 256, 256)
@@ -55,12 +55,12 @@ def test_a_small_sam_loads_by_its_shapes_alone(tmp_path, ending):
 
 
 def test_another_input_side_keeps_positions_and_distances_in_place():
-    state = random_sam().state_dict()
-    assert {k: v.shape for k, v in models.resized(state, SHAPE, 128).items() if v.shape != state[k].shape} == {
+    state = random_sam(DEEPER).state_dict()
+    assert {k: v.shape for k, v in models.resized(state, DEEPER, 128).items() if v.shape != state[k].shape} == {
         "image_encoder.pos_embed": (1, 8, 8, 64),
-        **{f"image_encoder.blocks.{i}.attn.rel_pos_{axis}": (15, 16) for i in SHAPE.global_blocks for axis in "hw"},
+        **{f"image_encoder.blocks.{i}.attn.rel_pos_{axis}": (15, 16) for i in DEEPER.global_blocks for axis in "hw"},
     }
-    same = models.resized(state, SHAPE, 256)
+    same = models.resized(state, DEEPER, 256)
     for name, weight in state.items():
         torch.testing.assert_close(same[name], weight, atol=1e-5, rtol=1e-5)
 
@@ -71,7 +71,7 @@ def test_files_that_are_no_sam_say_so(tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"run": print}, tmp_path / "code.pth")
-    state = random_sam().state_dict()
+    state = random_sam(DEEPER).state_dict()
     torch.save(state | {"mask_decoder.iou_token.weight": torch.ones(1, 40)}, tmp_path / "mixed.pth")
     for name, message in (
         ("cut.pth", "cut short"),

@@ -21,7 +21,7 @@ BIAS_ELEMENTS_CUDA = 1 << 28
 def encode(encoder: Any, images: Tensor) -> Tensor:
     """Normalised and padded images `[B, 3, side, side]` -> `[B, C, h, w]`, as the encoder's own forward gives it."""
     x = encoder.patch_embed(images)  # [B, h, w, E]
-    x = x + encoder.pos_embed
+    x = (x + encoder.pos_embed).contiguous()
     for block in encoder.blocks:
         x += _attention(block.attn, block.norm1(x), block.window_size)
         _add_mlp(x, block)
