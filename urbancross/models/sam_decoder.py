@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DRAW_ELEMENTS = 1 << 16
+DRAW_ELEMENTS = 1 << 17  # of image positions drawn at once on a CPU, so that what they grow to stays in its cache
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MLP_TOKENS = 512  # at once on a CPU, so that the hidden layer stays in the cache
-BIAS_ELEMENTS = 1 << 21  # of attention bias at once on a CPU
+BIAS_ELEMENTS = 1 << 22  # of attention bias at once on a CPU
 BIAS_ELEMENTS_CUDA = 1 << 28
 
 

@@ -24,7 +24,7 @@ from urbancross.models.sam_encoder import encode
 from urbancross.segments.masks import Mask
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-POINT_ELEMENTS = 1 << 21  # of the images that points have changed, at once on a CPU: what its cache holds
+POINT_ELEMENTS = 1 << 22  # of the images that points have changed, at once on a CPU: what its cache holds
 MASK_ELEMENTS = 1 << 20  # of masks as large as the model's input, at once on a CPU
 MASK_ELEMENTS_CUDA = 1 << 26
 SMALL_PX = 400  # up to this side, one product per axis is cheaper than a detour through the model's input size
