@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from small_sam import THRESHOLDS, random_sam, scene, train
 
 VIT_B = Shape(768, 12, 12, 1024, 16, 14, (2, 5, 8, 11), 4.0, True, 256, 16, 3, 2, 2048, 2, 3, 256)
-FAST_PX = {"vit_b": 512, "small": 128}
+FAST_PX = {"vit_b": 512, "small": 64}
 STAGES = ("encoder", "decoder", "post-processing", "write")
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--points", nargs="+", type=int, default=[16, 32], help="a side of the grid")
     parser.add_argument("--tile-px", nargs="+", type=int, default=[224, 512, 1024])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--fast-px", type=int, help="input of the fast mode; 512 for vit_b, 128 for small")
+    parser.add_argument("--fast-px", type=int, help="input of the fast mode; 512 for vit_b, 64 for small")
     parser.add_argument("--no-fast", action="store_true")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time, a process for each")
     parser.add_argument("--weights", type=Path, default=Path(tempfile.gettempdir()), help="where made weights are kept")
