@@ -17,6 +17,7 @@ MAY_PRINT = {
         "demo.py",
         "search.py",
         "explain.py",
+        "export.py",
         "distributed/verifying.py",
         "progress.py",
         "report/gather.py",

@@ -37,6 +37,7 @@ VERBS = {
     "explain": Verb(settings.ExplainConfig, "urbancross.explain:run"),
     "search": Verb(settings.SearchConfig, "urbancross.search:run"),
     "evaluate": Verb(settings.EvaluateConfig, "urbancross.distributed.evaluation:run"),
+    "export": Verb(settings.ExportConfig, "urbancross.export:run"),
     "report": Verb(settings.ReportConfig, "urbancross.report.gather:run"),
     "demo": Verb(settings.DemoConfig, "urbancross.demo:run"),
 }
