@@ -21,6 +21,7 @@ MAY_PRINT = {
         "distributed/verifying.py",
         "progress.py",
         "report/gather.py",
+        "report/gallery.py",
         "distributed/evaluation.py",
     )
 }
