@@ -185,7 +185,7 @@ def test_split_and_max_segments_leave_the_others_out_of_all_counts(archive: Path
         export(archive, tmp_path / "other", split="valid")
 
 
-def test_ranks_say_how_well_segments_fit_and_to_which_phrase(tmp_path: Path):
+def test_ranks_say_how_well_segments_fit_and_to_which_phrase(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     tiles = [tile("a", crs="EPSG:32635", transform=UTM), tile("b", crs="EPSG:32635", transform=UTM)]
     tiles.append(tile("c", crs="EPSG:32635", transform=UTM))
     ranks = [
@@ -195,6 +195,7 @@ def test_ranks_say_how_well_segments_fit_and_to_which_phrase(tmp_path: Path):
     ]
     archive = write(tmp_path / "archive", tiles, [segments_of(*BOXES[:2])] * 3, ranks)
     assert export(archive, tmp_path / "out", ranks="m").endswith("= written 2 + done before 0 + failed 1")
+    assert "failed 1 × n ranks for n segments" in capsys.readouterr().err
     rows = pq.read_table(tmp_path / "out" / "segments-EPSG-32635.parquet").to_pylist()
     assert [(row["caption_score"], row["phrase"]) for row in rows] == [
         (0.25, "a lake"), (0.75, "boats"), (None, None), (None, None),
@@ -211,16 +212,20 @@ def test_ranks_of_other_segments_are_refused(tmp_path: Path):
         export(archive, tmp_path / "out", ranks="m")
 
 
-def test_memory_stays_flat_many_shards_make_few_row_groups(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    export(archive, tmp_path / "whole")
-    assert pq.read_metadata(tmp_path / "whole" / "segments-EPSG-32635.parquet").num_row_groups == 1
-    monkeypatch.setattr(layers, "ROW_GROUP", 2)
-    export(archive, tmp_path / "parts")
-    one, other = (pq.ParquetFile(tmp_path / name / "segments-EPSG-32635.parquet") for name in ("whole", "parts"))
-    assert other.metadata.num_row_groups == 3
-    assert one.read().equals(other.read())
+def test_rows_are_written_as_soon_as_there_are_enough_for_a_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tiles = [tile(f"t{i}", crs="EPSG:32635", transform=UTM) for i in range(7)]
+    archive = write(tmp_path / "archive", tiles, [segments_of(*BOXES)] * 7)
+
+    def written(out: str) -> tuple[list[int], pa.Table]:
+        export(archive, tmp_path / out)
+        file = pq.ParquetFile(tmp_path / out / "segments-EPSG-32635.parquet")
+        return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], file.read()
+
+    monkeypatch.setattr(layers, "ROW_GROUP", 12)  # a shard gives 6
+    sizes, rows = written("parts")
+    assert sizes == [12, 9]
+    monkeypatch.undo()
+    assert written("whole") == ([21], rows)
 
 
 @pytest.mark.parametrize("known", [{}, {"crs": "EPSG:32635"}])

@@ -8,7 +8,7 @@ from urbancross.errors import TileError
 from urbancross.segments import shapes
 from urbancross.segments.masks import Mask
 
-TURNED = (2.0, 1.0, 100.0, 1.0, -3.0, 200.0)  # a pixel to the right: 2 east, 1 north; one down: 1 east, 3 south
+TURNED = (2.0, 1.0, 100.0, 3.0, -3.0, 200.0)  # a pixel to the right: 2 east, 3 north; one down: 1 east, 3 south
 
 
 def mask_of(*rows: str) -> Mask:
@@ -36,8 +36,8 @@ def test_any_mask_gives_a_valid_shape_that_covers_its_pixels_and_no_others():
 
 def test_a_known_mask_on_a_turned_grid_lands_on_coordinates_worked_out_by_hand():
     (there,) = shapes.placed([shapes.outline(mask_of("....", ".##.", "...."))], TURNED)
-    # (1, 1) -> 100 + 2 + 1, 200 + 1 - 3; (3, 1) -> 100 + 6 + 1, 200 + 3 - 3; and a row further down 1 east, 3 south
-    assert there.normalize() == shapely.Polygon([(103, 198), (107, 200), (108, 197), (104, 195)]).normalize()
+    # (1, 1) -> 100 + 2 + 1, 200 + 3 - 3; (3, 1) -> 100 + 6 + 1, 200 + 9 - 3; and a row further down 1 east, 3 south
+    assert there.normalize() == shapely.Polygon([(103, 200), (107, 206), (108, 203), (104, 197)]).normalize()
     assert there.exterior.is_ccw
 
 

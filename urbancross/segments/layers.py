@@ -20,7 +20,7 @@ from urbancross.maps.features import BBOX
 from urbancross.segments import shapes
 
 DEGREES = "EPSG:4326"  # of tiles that know their bounds alone
-ROW_GROUP = 4096
+ROW_GROUP = 4096  # rows that are written together, and up to a batch of tiles more
 TOLD = ["domain", "split", "datetime", "gsd_m"]  # columns of `tiles` that every segment carries
 ROWS = [
     pa.field("tile_id", pa.string(), nullable=False),
@@ -129,7 +129,8 @@ class Files:
         if name not in self.writers:
             schema = storage.with_made_by(self.schema.with_metadata({b"geo": geo(self.crs[name])}), self.maker)
             self.writers[name] = pq.ParquetWriter(self.folder / name, schema, compression="zstd")
-        self.writers[name].write_table(pa.concat_tables(self.waiting.pop(name)), row_group_size=ROW_GROUP)
+        rows = pa.concat_tables(self.waiting.pop(name))
+        self.writers[name].write_table(rows, row_group_size=rows.num_rows)
 
     def close(self) -> None:
         for name in list(self.waiting):
