@@ -17,9 +17,11 @@ MAY_PRINT = {
         "demo.py",
         "search.py",
         "explain.py",
+        "export.py",
         "distributed/verifying.py",
         "progress.py",
         "report/gather.py",
+        "report/gallery.py",
         "distributed/evaluation.py",
     )
 }

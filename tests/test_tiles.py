@@ -167,6 +167,15 @@ def test_a_raster_without_a_reference_system_and_a_file_that_is_none_are_told_ap
         tiles.cells(tmp_path / "text.tif", "text", tile_px=2)
 
 
+def test_the_transform_of_a_cell_takes_its_own_pixels_to_where_the_scene_has_them(tmp_path):
+    turned = Affine(2, 1, 500_000, 3, -2, 6_000_000)  # a step to the right goes 2 east and 3 north
+    scene = write_scene(tmp_path / "s.tif", np.zeros((3, 8, 12), np.uint8), transform=turned)
+    cell = tiles.cells(scene, "s", 4)[5]
+    assert cell.window == (8, 4, 12, 8)
+    assert cell.transform == (2, 1, 500_020, 3, -2, 6_000_016)  # 8 steps right and 4 down from the scene's corner
+    assert Affine(*cell.transform) @ (3, 2) == turned @ (11, 6)
+
+
 def test_a_window_holds_the_pixels_of_its_place(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (4, 6, 8), dtype=np.uint8)  # a fourth band, left out
     scene = write_scene(tmp_path / "scene.tif", pixels, photometric="RGB", alpha="NO")

@@ -15,10 +15,15 @@ from urbancross.errors import SchemaError, TileError, TileSkipped
 log = logging.getLogger(__name__)
 
 # Columns that tables of an earlier version lack; they count as null there.
-ADDED = {"plan": {"footprint"}}
+ADDED = {"plan": {"footprint", "transform"}, "tiles": {"transform"}}
 
 FAILURE = pa.field("failure", pa.string())
 TILE_ID = pa.field("tile_id", pa.string(), nullable=False)
+
+# How a tile's pixels lie in its `crs`: (a, b, c, d, e, f) in the order of rasterio.Affine, so that the corner (x, y) of
+# a pixel, (0, 0) being the tile's upper left, lies at (a x + b y + c, d x + e y + f), easting or longitude first. Null
+# where only bounds are known.
+TRANSFORM = pa.list_(pa.float64(), 6)
 
 # What the ingest knows of a tile before it has read a pixel: which file or which window of which scene.
 PLAN = pa.schema(
@@ -33,6 +38,7 @@ PLAN = pa.schema(
         pa.field("bounds", pa.list_(pa.float64(), 4)),  # west, south, east, north; degrees; west > east across 180
         pa.field("footprint", pa.binary()),  # what the window covers as WKB in degrees; null: the box of the bounds
         pa.field("crs", pa.string()),
+        pa.field("transform", TRANSFORM),
         pa.field("gsd_m", pa.float64()),
         pa.field("datetime", pa.string()),  # ISO 8601
         FAILURE,
@@ -49,6 +55,7 @@ TILES = pa.schema(
             "geometry", pa.binary()
         ),  # the footprint as WKB (multi)polygon in degrees; GeoParquet's primary column
         pa.field("crs", pa.string()),  # of the scene
+        pa.field("transform", TRANSFORM),
         pa.field("gsd_m", pa.float64()),
         pa.field("datetime", pa.string()),
         pa.field("split", pa.string()),
@@ -164,6 +171,14 @@ def check(found: pa.Schema, wanted: pa.Schema, where: str) -> None:
         raise SchemaError(
             f"{where} does not fit its schema ({'; '.join(wrong)}); remove it, and make it with urbancross"
         )
+
+
+def completed(found: pa.Table, table: str) -> pa.Table:
+    """Rows of a table as they would be of today's version: columns that came later are null."""
+    for field in {"plan": PLAN, "tiles": TILES}.get(table, ()):
+        if field.name in ADDED[table] and field.name not in found.column_names:
+            found = found.append_column(field, pa.nulls(found.num_rows, field.type))
+    return found
 
 
 def each_tile(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from urbancross import storage
+from urbancross import schemas, storage
 from urbancross.errors import ConfigError, SchemaError
 from urbancross.storage import Place
 
@@ -37,7 +37,7 @@ def read_aligned(archive: Place, sources: Columns, name: str) -> dict[str, pa.Ta
         SchemaError: they do not.
     """
     tables = {
-        table: storage.read_shard(archive / table / name, None if columns is None else ["tile_id", "failure", *columns])
+        table: read_rows(archive, table, name, None if columns is None else ["tile_id", "failure", *columns])
         for table, columns in sources.items()
     }
     first, *others = tables
@@ -45,6 +45,52 @@ def read_aligned(archive: Place, sources: Columns, name: str) -> dict[str, pa.Ta
         if not tables[other]["tile_id"].equals(tables[first]["tile_id"]):
             raise SchemaError(f"{archive / other / name} does not hold the tiles of {first}/{name}; make it again")
     return tables
+
+
+def read_rows(archive: Place, table: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One shard of a table; columns that its version did not have yet are null.
+
+    Raises:
+        SchemaError: it lacks another of `columns`.
+    """
+    place, added = archive / table / name, schemas.ADDED.get(table, set())
+    if columns is None:
+        return schemas.completed(storage.read_shard(place), table)
+    if not added & set(columns):
+        return storage.read_shard(place, list(columns))
+    late = added - set(storage.read_schema(place).names)
+    found = storage.read_shard(place, [name for name in columns if name not in late])
+    return schemas.completed(found, table).select(list(columns))
+
+
+def check_source(archive: Place, source: str, columns: Sequence[str] | None, names: Sequence[str]) -> None:
+    """Stop before any work where a table lacks a shard or a column.
+
+    Args:
+        columns: that are wanted; None: all.
+        names: of the shards that are wanted.
+
+    Raises:
+        ConfigError: a shard is not there.
+        SchemaError: a column is not there, or of another type.
+    """
+    have = storage.shards(archive / source)
+    lacking = sorted(set(names) - set(have))
+    if lacking:
+        raise ConfigError(f"{archive / source} lacks {lacking[0]}; run the job that makes it again")
+    wanted = {
+        "tiles": schemas.TILES,
+        "plan": schemas.PLAN,
+        "geotags": schemas.GEOTAGS,
+        "captions": schemas.CAPTIONS,
+        "segments": schemas.SEGMENTS,
+        "ranks": schemas.RANKS,
+    }.get(source.partition("@")[0])
+    if wanted is not None and have:
+        found = storage.read_schema(archive / source / have[0])
+        late = schemas.ADDED.get(source, set()) - set(found.names)
+        names = [name for name in ("tile_id", "failure", *(columns or wanted.names)) if name not in late]
+        schemas.check(found, pa.schema([wanted.field(name) for name in names]), f"{archive / source}")
 
 
 def of_tiles(archive: Place) -> list[str]:
@@ -70,6 +116,19 @@ def table_of(archive: Place, kind: str, variant: str | None, flag: str) -> str:
     raise ConfigError(
         f"{archive} has several: {', '.join(found)}; say which with --{flag} {found[0].partition('@')[2]}"
     )
+
+
+def ranks_of(archive: Place, variant: str, segments: str) -> str:
+    """The name of a ranks table, which must be one of these segments.
+
+    Raises:
+        ConfigError: there is none, or it ranks other segments.
+    """
+    table = table_of(archive, "ranks", variant, "ranks")
+    of = [name for name in fingerprint_of(archive, table).get("sources", {}) if name.startswith("segments@")]
+    if of and segments not in of:
+        raise ConfigError(f"{table} ranks {of[0]}, not {segments}; give --segments {of[0].partition('@')[2]}")
+    return table
 
 
 def require_shards(archive: Place, table: str) -> list[str]:

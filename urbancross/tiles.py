@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from PIL import Image, UnidentifiedImageError
+from rasterio import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.warp import transform as warp_points
@@ -33,6 +34,7 @@ class Cell:
     bounds: tuple[float, float, float, float]  # west, south, east, north in degrees; west > east across 180
     footprint: bytes  # what the window covers, as WKB in degrees, cut at the antimeridian
     crs: str
+    transform: tuple[float, ...]  # as `schemas.TRANSFORM`
     gsd_m: float
     datetime: str | None
 
@@ -74,7 +76,8 @@ def cells(scene: Path, name: str, tile_px: int) -> list[Cell]:
         for (row, col), window, corners in zip(places, windows, outlines, strict=True):
             shape, bounds = globe.outline(*corners.T)
             where = f"{name}/{row:05d}-{col:05d}"
-            found.append(Cell(where, window, bounds, shape.wkb, str(raster.crs), gsd_m, when))
+            lies = tuple(raster.transform @ Affine.translation(*window[:2]))[:6]
+            found.append(Cell(where, window, bounds, shape.wkb, str(raster.crs), lies, gsd_m, when))
         return found
 
 

@@ -1,6 +1,15 @@
 """One settings model per verb. A default lives here and nowhere else."""
 
-from urbancross.config.asking import DemoConfig, ExplainConfig, ReportConfig, RetryConfig, SearchConfig, VerifyConfig
+from urbancross.config.asking import (
+    DemoConfig,
+    ExplainConfig,
+    ExportConfig,
+    GalleryConfig,
+    ReportConfig,
+    RetryConfig,
+    SearchConfig,
+    VerifyConfig,
+)
 from urbancross.config.base import ArchiveConfig, Config, MakerConfig, StageConfig, WorkersConfig
 from urbancross.config.learning import AdaptConfig, EvaluateConfig, PretrainConfig, TrainingConfig
 from urbancross.config.making import CaptionConfig, EmbedConfig, GeotagConfig, IngestConfig, RankConfig, SegmentConfig
@@ -14,6 +23,8 @@ __all__ = [
     "EmbedConfig",
     "EvaluateConfig",
     "ExplainConfig",
+    "ExportConfig",
+    "GalleryConfig",
     "GeotagConfig",
     "IngestConfig",
     "MakerConfig",

@@ -3,10 +3,10 @@
 import os
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from pydantic_settings import CliPositionalArg
 
-from urbancross.config.base import ArchiveConfig, Config, Split, StageConfig, WorkersConfig
+from urbancross.config.base import ArchiveConfig, Config, Split, StageConfig, Variant, WorkersConfig
 
 
 class RetryConfig(StageConfig):
@@ -86,6 +86,47 @@ class ReportConfig(Config):
     """The page to write."""
     seed: int = 0
     """Seed of what is drawn for figures."""
+
+
+class ExportConfig(ArchiveConfig):
+    """Write the segments of an archive as GeoParquet polygons, a file per reference system.
+
+    QGIS, GeoPandas, DuckDB and GDAL open the files as they are.
+    """
+
+    out: str
+    """Folder to make, for segments-EPSG-32635.parquet and its like."""
+    segments: Variant | None = None
+    """Variant of the segments table; needed where there are several."""
+    ranks: Variant | None = None
+    """Variant of a ranks table of those segments: adds how well each fits its tile's captions, and the best phrase."""
+    split: Split | None = None
+    """Only tiles of this split."""
+    max_segments: PositiveInt | None = None
+    """Only the first so many segments of a tile, by rank; default: all."""
+    simplify: NonNegativeFloat = 0
+    """How far outlines may stray from the pixels' edges, in pixels; 0: exact."""
+
+
+class GalleryConfig(ArchiveConfig):
+    """Write one self-contained HTML page of tiles with their ranked segments drawn over them."""
+
+    out: str = "gallery.html"
+    """The page to write."""
+    segments: Variant | None = None
+    """Variant of the segments table; needed where there are several."""
+    ranks: Variant | None = None
+    """Variant of a ranks table of those segments: shows them in the order of their captions too."""
+    captions: Variant | None = None
+    """Variant of the captions table; needed where there are several."""
+    tiles: PositiveInt = 24
+    """Tiles to show."""
+    split: Split | None = None
+    """Only tiles of this split."""
+    max_segments: int = Field(default=6, ge=1, le=8)
+    """Segments to show of a tile, the first by rank."""
+    seed: int = 0
+    """Seed of the choice of tiles."""
 
 
 class DemoConfig(Config):

@@ -167,7 +167,9 @@ class SegmentConfig(StageConfig):
         if (self.engine == "sam") != bool(self.checkpoint):
             raise ValueError("--engine sam and --checkpoint WEIGHTS go together")
         if self.checkpoint and "://" in self.checkpoint and ("@" in self.checkpoint or "?" in self.checkpoint):
-            raise ValueError("--checkpoint: a URL with a password or a signature would be kept; download the file first")
+            raise ValueError(
+                "--checkpoint: a URL with a password or a signature would be kept; download the file first"
+            )
         return self
 
 

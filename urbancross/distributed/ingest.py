@@ -17,7 +17,7 @@ from urbancross.tables import ROWS
 
 SHARD_NAME = "part-{:05d}.parquet"
 PLANNED_ONCE = ("source", "window", "captions", "bounds")
-CARRIED = ["domain", "bounds", "crs", "gsd_m", "datetime", "split"]
+CARRIED = ["domain", "bounds", "crs", "transform", "gsd_m", "datetime", "split"]
 
 
 class TileReader:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from urbancross import lease, storage
+from urbancross import lease, schemas, storage
 from urbancross.config import RetryConfig
 from urbancross.distributed.rebuilding import stage_of
 from urbancross.distributed.session import connect, interruptible
@@ -33,7 +33,7 @@ class RetryWorker(StageWorker):
             found = storage.read(place)
             if found is None:
                 raise StorageError(f"{place} is gone; run the job that makes it again")
-            old = storage.decode_shard(place, found[0])
+            old = schemas.completed(storage.decode_shard(place, found[0]), self.stage.output)
             failures = old["failure"].to_pylist()
             inputs = read_aligned(self.archive, {next(iter(self.stage.sources)): []}, name)
             again = [
@@ -49,7 +49,8 @@ class RetryWorker(StageWorker):
                 new = self.make(name, {table: rows.take(again) for table, rows in sources.items()}, orders)
                 counts = count_failures(new["failure"].to_pylist())
                 order = [len(failures) + again.index(row) if row in again else row for row in range(len(failures))]
-                whole = pa.concat_tables([old.cast(new.schema), new]).take(order).combine_chunks()
+                old = old.select(new.schema.names).cast(new.schema)
+                whole = pa.concat_tables([old, new]).take(order).combine_chunks()
                 self.watch.publishing.remote(self.full(name))
                 if storage.swap(place, storage.encode_shard(whole), found[1]) is None:
                     raise StorageError(f"{place} was replaced by another run meanwhile; run the same command again")

@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from urbancross import lease, runs, schemas, storage
+from urbancross import lease, runs, storage
 from urbancross.config import MakerConfig, WorkersConfig
 from urbancross.distributed.following import watched
 from urbancross.distributed.session import connect, interruptible, own_error, workers_that_fit
@@ -28,7 +27,7 @@ from urbancross.errors import BudgetError, ConfigError, SchemaError, UrbanCrossE
 from urbancross.progress import say
 from urbancross.runs import Balance
 from urbancross.storage import Place
-from urbancross.tables import MAKER, ROWS, claimed, differs, row_counts
+from urbancross.tables import MAKER, ROWS, check_source, claimed, differs, row_counts
 
 SETTLE_S = 2.0  # `ray job stop` kills three seconds after it asks
 
@@ -150,27 +149,6 @@ def map_shards(
             yield outcome
     except RayError as error:
         raise own_error(error) from error
-
-
-def check_source(archive: Place, source: str, columns: Sequence[str] | None, names: Sequence[str]) -> None:
-    """One line if a source lacks a shard or a column."""
-    have = storage.shards(archive / source)
-    lacking = sorted(set(names) - set(have))
-    if lacking:
-        raise ConfigError(f"{archive / source} lacks {lacking[0]}; run the job that makes it again")
-    wanted = {
-        "tiles": schemas.TILES,
-        "plan": schemas.PLAN,
-        "geotags": schemas.GEOTAGS,
-        "captions": schemas.CAPTIONS,
-        "segments": schemas.SEGMENTS,
-        "ranks": schemas.RANKS,
-    }.get(source.partition("@")[0])
-    if wanted is not None and have:
-        found = storage.read_schema(archive / source / have[0])
-        late = schemas.ADDED.get(source, set()) - set(found.names)
-        names = [name for name in ("tile_id", "failure", *(columns or wanted.names)) if name not in late]
-        schemas.check(found, pa.schema([wanted.field(name) for name in names]), f"{archive / source}")
 
 
 def refuse_other_maker(table: Place, maker: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from urbancross.errors import ConfigError, SchemaError
 from urbancross.maps import table as whole_map
 from urbancross.runs import Balance
 from urbancross.storage import Place
-from urbancross.tables import NO_TILES, ROWS, claimed, differs, require_shards, row_counts
+from urbancross.tables import NO_TILES, ROWS, claimed, differs, read_rows, require_shards, row_counts
 
 TOLERANCE = 1e-3  # of a float made once more: a batch of another size, or another CPU, rounds otherwise
 NO_STAGE = {"plan", *NO_TILES}
@@ -46,7 +46,7 @@ class VerifyWorker(StageWorker):
 
     def problems_of(self, name: str) -> tuple[list[str], int]:
         try:
-            found = storage.read_shard(self.archive / self.stage.output / name)
+            found = read_rows(self.archive, self.stage.output, name)
             schemas.check(found.schema, self.schema, "it")
             sources = self.stage.read(self.archive, name)
         except SchemaError as error:

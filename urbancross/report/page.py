@@ -23,8 +23,8 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def render(report: Report) -> str:
-    """The whole page."""
+def environment() -> Environment:
+    """Templates that escape what comes in, and stop at a name that nobody gave."""
     page = Environment(
         loader=PackageLoader("urbancross.report"),
         autoescape=True,
@@ -33,20 +33,29 @@ def render(report: Report) -> str:
         undefined=StrictUndefined,
     )
     page.filters.update(percent=percent, interval=interval, data_uri=data_uri, number=number, plain=plain)
+    return page
+
+
+def render(report: Report) -> str:
+    """The whole page."""
     with rc_context(FIGURE_STYLE):
         interval_panels = [mr_panel(report.metrics)] if report.metrics else []
         curve_panels = {verb: curve_panels_of(verb, events) for verb, events in report.curves.items()}
         gap_panels = [gap_panel(f"gap-{i}", model, gap) for i, (model, gap) in enumerate(report.gaps.items())]
-    return page.get_template("report.html.j2").render(
-        report=report,
-        verdict=verdict(report.metrics),
-        recalls=RECALLS,
-        off_by=[unaccounted(balance) for balance in report.balances],
-        totals={key: sum(b.get(key, 0) for b in report.balances) for key in ("read", *ENDS)},
-        interval_panels=interval_panels,
-        curve_panels={verb: panels for verb, panels in curve_panels.items() if panels},
-        gap_panels=gap_panels,
-        only_here={query: only_here(models) for query, models in report.queries.items()},
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            verdict=verdict(report.metrics),
+            recalls=RECALLS,
+            off_by=[unaccounted(balance) for balance in report.balances],
+            totals={key: sum(b.get(key, 0) for b in report.balances) for key in ("read", *ENDS)},
+            interval_panels=interval_panels,
+            curve_panels={verb: panels for verb, panels in curve_panels.items() if panels},
+            gap_panels=gap_panels,
+            only_here={query: only_here(models) for query, models in report.queries.items()},
+        )
     )
 
 

@@ -32,14 +32,14 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def data_uri(picture: bytes) -> str:
+def data_uri(picture: bytes, side_px: int = THUMBNAIL_PX, most_bytes: int = THUMBNAIL_BYTES) -> str:
     """A picture as the text of a `src`; a large one shrunk, one that cannot be read as an empty text."""
     try:
         with Image.open(io.BytesIO(picture)) as image:
             kind = Image.MIME[image.format or ""]
-            if max(image.size) > THUMBNAIL_PX or len(picture) > THUMBNAIL_BYTES:
+            if max(image.size) > side_px or len(picture) > most_bytes:
                 small = image.convert("RGB")
-                small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+                small.thumbnail((side_px, side_px))
                 file = io.BytesIO()
                 small.save(file, "JPEG", quality=82)
                 kind, picture = "image/jpeg", file.getvalue()
