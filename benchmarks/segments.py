@@ -3,7 +3,7 @@
     python benchmarks/segments.py [--sam small vit_b] [--points 16 32] [--tile-px 224 512 1024] [--runs 3] [--memory]
 
 Both in turn on the same drawn tile, one thread, the same settings; seconds are the process's CPU time, which says more
-than a clock on a machine with neighbours. `small` is the model of tests/small_sam.py, `vit_b` has the real one's shape
+than a clock on a machine with neighbours. `small` is the model of tuning/small_sam.py, `vit_b` has the real one's shape
 and random weights: then a pilot grid sets the thresholds so that a third of the masks passes the predicted IoU, half of
 each mask's logits the mask threshold and most masks the stability, and no box is dropped for another, so that there are
 masks to compare and to write.
@@ -34,7 +34,7 @@ from urbancross.models.sam import Shape, load
 from urbancross.segments.masks import Mask
 from urbancross.segments.sam import SamMasks
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tuning"))
 from small_sam import THRESHOLDS, random_sam, scene, train
 
 VIT_B = Shape(768, 12, 12, 1024, 16, 14, (2, 5, 8, 11), 4.0, True, 256, 16, 3, 2, 2048, 2, 3, 256)

@@ -37,10 +37,11 @@ def stages(config: SegmentConfig) -> list[Stage]:
     choice = config.model_dump(include={"max_segments", "min_area", "max_area"})
     settings: dict[str, Any] = {"engine": config.engine, **choice}
     made_with: dict[str, Any] = {}
-    name, notes = config.engine, {}
+    name: str = config.engine
+    notes = {}
     if config.checkpoint is not None:
         name, settings["sam"], made_with = with_sam(config, config.checkpoint)
-        notes["checkpoint"] = config.checkpoint
+        notes["checkpoint"] = made_with["checkpoint"]
     return [
         Stage(
             f"segments@{config.name or name}",
@@ -74,7 +75,8 @@ def with_sam(config: SegmentConfig, checkpoint: str) -> tuple[str, dict[str, Any
     }
     digest = storage.digest(file)
     work = config.model_dump(include={"points_per_batch", "encoder_batch", "compile", "device"})
-    made_with = {"checkpoint": checkpoint, "sha256": digest, **settings, **work}
+    source = checkpoint if "://" in checkpoint else str(file.absolute())  # workers stand in other folders
+    made_with = {"checkpoint": source, "sha256": digest, **settings, **work}
     return sam.variant_of(shape), {"weights": digest, **settings}, made_with
 
 

@@ -170,9 +170,8 @@ def resized(state: Mapping[str, Tensor], shape: Shape, input_px: int) -> dict[st
     return state
 
 
-def variant_of(source: Path | str | Mapping[str, Tensor]) -> str:
+def variant_of(shape: Shape) -> str:
     """`sam-vit_b`, `sam-vit_l` or `sam-vit_h`; `sam-<width>x<depth>` for others."""
-    shape = shape_of(source if isinstance(source, Mapping) else read(Path(source)))
     size = (shape.embed_dim, shape.depth, shape.heads)
     return f"sam-{OFFICIAL.get(size, f'{shape.embed_dim}x{shape.depth}')}"
 

@@ -1,11 +1,12 @@
 """A small SAM from segment-anything's own classes, trained for a minute on drawn scenes, so that its masks are masks.
 
-    python tests/small_sam.py FILE
+    python tuning/small_sam.py FILE
 
 Its encoder has windowed and global blocks and windows that need padding, as the large ones have.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,14 +78,26 @@ def scene(seed: int, h: int = 256, w: int = 256) -> tuple[np.ndarray, np.ndarray
     return np.clip(tile, 0, 255).astype(np.uint8), np.asarray(numbers)
 
 
-def train(file: Path, steps: int = 480, batch: int = 2, points: int = 8, seed: int = 0) -> Path:
-    """Train on drawn scenes and save; the same seed gives the same weights on the same machine."""
+def train(
+    file: Path,
+    steps: int = 480,
+    batch: int = 2,
+    points: int = 8,
+    seed: int = 0,
+    shape: Shape = SHAPE,
+    draw: Callable[[int, int, int], tuple[np.ndarray, np.ndarray]] = scene,
+) -> Path:
+    """Train on drawn scenes and save; the same seed gives the same weights on the same machine.
+
+    Args:
+        draw: seed, height and width to a tile and the number of the shape at each of its pixels, as `scene` gives them.
+    """
     torch.manual_seed(seed)
-    sam = build(SHAPE).requires_grad_(True).train()
+    sam = build(shape).requires_grad_(True).train()
     make_tokens_look_where_the_point_is(sam)
     # Two more tasks, dropped afterwards, teach it in a minute what masks alone would in an hour: colours from the
     # features that a mask is drawn with, and from the tokens the colour at the point.
-    width = SHAPE.prompt_dim
+    width = shape.prompt_dim
     colours = nn.ModuleList([nn.Linear(width // 8, 3), nn.Linear(width, 3)])
     seen: dict[str, Tensor] = {}
     hook = sam.mask_decoder.transformer.register_forward_hook(lambda *call: seen.update(tokens=call[-1][0][:, 1:]))
@@ -92,16 +105,16 @@ def train(file: Path, steps: int = 480, batch: int = 2, points: int = 8, seed: i
     weights = [*sam.parameters(), *colours.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=1.5e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.15)
-    side = SHAPE.img_size
+    side = shape.img_size
     for step in range(steps):
-        scenes = [scene(10_000 + seed * 1_000_000 + step * batch + i, side, side) for i in range(batch)]
+        scenes = [draw(10_000 + seed * 1_000_000 + step * batch + i, side, side) for i in range(batch)]
         images = sam.preprocess(torch.from_numpy(np.stack([tile for tile, _ in scenes])).permute(0, 3, 1, 2).float())
         embeddings = sam.image_encoder(images)
         fine = sam.mask_decoder.output_upscaling(embeddings).permute(0, 2, 3, 1)  # [B, h, w, width // 8]
         small = F.interpolate(images, fine.shape[1:3], mode="area").permute(0, 2, 3, 1)
         loss = batch * F.mse_loss(colours[0](fine), small)
         for embedding, (_, numbers), picture in zip(embeddings, scenes, small, strict=True):
-            places = [np.argwhere(numbers == shape) for shape in rng.choice(np.unique(numbers), points)]
+            places = [np.argwhere(numbers == number) for number in rng.choice(np.unique(numbers), points)]
             at = np.stack([place[rng.integers(len(place))] for place in places])  # y, x
             wanted = torch.from_numpy(np.stack([numbers == numbers[y, x] for y, x in at])).float()[:, None]
             loss = loss + point_loss(sam, embedding, torch.from_numpy(at[:, ::-1].copy()).float(), wanted)
