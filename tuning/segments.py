@@ -1,24 +1,27 @@
 """What segments are worth on a drawn country, whose true footprints are known.
 
-    python tuning/segments.py --out FOLDER [--scenes 10] [--sam WEIGHTS]
+    python tuning/segments.py --out FOLDER [--scenes 10] [--sam-steps 2000]
 
 For each engine: IoU of the best segment with every building and every water body of the test tiles. For each order: of
 the first K segments of a tile, the share that lies on a tag which the tile's captions name; the caption order is by a
-model pretrained on the train tiles without segments. Prints tables in Markdown and writes FOLDER/segments.json; what is
-there already is not made again.
+model pretrained on the train tiles without segments. The engine `sam` has small weights, trained here on the true
+footprints of the train tiles, so it is told what a building is: read it as what SAM's code can do. Prints tables in
+Markdown and writes FOLDER/segments.json; what is there already is not made again.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio.warp
 import shapely
+from PIL import Image
 from rasterio.features import rasterize
+from small_sam import SHAPE, THRESHOLDS, train
 from tags import call, country
 
 from urbancross import storage
@@ -26,6 +29,7 @@ from urbancross.captions.words import mentions
 from urbancross.errors import UrbanCrossError
 from urbancross.segments.choice import ordered
 from urbancross.segments.masks import decode
+from urbancross.tiles import decode as decode_image
 
 # All that an engine finds, so that small houses are not lost to the defaults' bounds.
 BOUNDS = {"min_area": 0.002, "max_area": 0.9, "max_segments": 64}
@@ -34,6 +38,7 @@ SMALLEST = 0.004  # share of the tile that an object has to show
 LARGEST = 0.6  # a tag that covers more of the tile than a segment may is no answer to "which segment"
 ORDERS = ("caption", "quality", "area", "random")
 SEEDS = 20  # of the random order
+SAM_PX = 224  # a tile as it is
 ON = 0.5  # share of a segment that has to lie on a tag
 
 
@@ -64,8 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True)
     parser.add_argument("--scenes", type=int, default=10)
-    parser.add_argument("--sam", help="weights of a SAM, as tuning/small_sam.py trains them on such a country")
-    parser.add_argument("--sam-flags", default="{}", help="further settings of segment --engine sam, as JSON")
+    parser.add_argument("--sam-steps", type=int, default=2000, help="of training the SAM; 0: go without")
+    parser.add_argument("--sam-flags", default=json.dumps(THRESHOLDS), help="settings of segment --engine sam, as JSON")
     parser.add_argument("--head-epochs", type=int, default=16)
     parser.add_argument("--split", default="test")
     told = parser.parse_args()
@@ -73,8 +78,12 @@ def main() -> None:
     archive = country(home, told.scenes)
     call("caption", archive=archive)
     engines: dict[str, dict[str, Any]] = {"felzenszwalb": {}, "grid": {}}
-    if told.sam:
-        engines["sam"] = {"checkpoint": told.sam, **json.loads(told.sam_flags)}
+    if told.sam_steps:
+        weights = home / "sam.pth"
+        if not weights.exists():
+            draw = train_tiles(Path(archive), home / "world")
+            train(weights, told.sam_steps, shape=replace(SHAPE, img_size=SAM_PX), draw=draw)
+        engines["sam"] = {"checkpoint": str(weights), **json.loads(told.sam_flags)}
     for engine, flags in engines.items():
         call("segment", archive=archive, engine=engine, name=engine, **BOUNDS, **flags)
     model = home / "plain"
@@ -85,6 +94,27 @@ def main() -> None:
         results[engine] = measured(Path(archive), home / "world", engine, f"{engine}-template-plain", told.split)
     storage.write_json(home / "segments.json", results)
     print(tables(results))
+
+
+def train_tiles(archive: Path, world: Path) -> Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]:
+    """Train tiles by seed, and on each pixel the number of the smallest feature there."""
+    tiles = []
+    for shard in storage.shards(archive / "tiles"):
+        rows = storage.read_shard(archive / "tiles" / shard, ["image", "split", "failure"]).to_pylist()
+        for row, ground in zip(rows, grounds(archive, world, shard), strict=True):
+            if row["split"] == "train" and not row["failure"]:
+                tile = decode_image(row["image"])
+                numbers = np.zeros(tile.shape[:2], np.uint8)
+                for number, mask in enumerate(sorted(ground.masks, key=np.sum, reverse=True)[:255], 1):
+                    numbers[mask] = number
+                tiles.append((tile, numbers))
+
+    def draw(seed: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+        tile, numbers = tiles[seed % len(tiles)]
+        small = Image.fromarray(numbers).resize((w, h), Image.Resampling.NEAREST)
+        return np.asarray(Image.fromarray(tile).resize((w, h))), np.asarray(small)
+
+    return draw
 
 
 def grounds(archive: Path, world: Path, shard: str) -> Iterator[Ground]:

@@ -1,18 +1,21 @@
 """Segments from tiles to search on a real Ray: cut, ranked by captions, learnt from, embedded, found again."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_set
 from PIL import Image
+from small_sam import THRESHOLDS, random_sam
 
 from urbancross import cli, storage
 from urbancross.config import PretrainConfig
 from urbancross.distributed.features import make_features
-from urbancross.errors import ConfigError
+from urbancross.errors import CheckpointError, ConfigError
 from urbancross.models import checkpoints
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -68,6 +71,28 @@ def test_one_and_two_workers_cut_the_same_segments(home: Path):
     for name in storage.shards(home / "a" / "segments@two"):
         (home / "a" / "segments@two" / name).unlink()
     (home / "a" / "segments@two" / ".made-by.json").unlink()
+
+
+def test_sam_cuts_the_same_segments_with_one_and_two_workers_and_only_with_the_weights_it_was_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    weights = home / "sam.pth"
+    torch.save(random_sam().state_dict(), weights)
+    flags = {"engine": "sam", "points_per_side": 4, "min_area": 0.0, "max_area": 1.0, "max_segments": 8}
+    flags |= dict.fromkeys(THRESHOLDS, 0.0) | {"archive": str(home / "sam")}
+    shutil.copytree(home / "a", home / "sam", ignore=shutil.ignore_patterns("segments@*"))
+    monkeypatch.chdir(home)
+    line = run("segment", checkpoint="sam.pth", **flags)  # a path that workers, elsewhere, would not find
+    assert line == "read 32 = written 28 + done before 0 + skipped 4 + failed 0"
+    with pytest.raises(CheckpointError, match=f"SHA-256 {storage.digest(weights)}.*, not 00000000"):
+        run("segment", checkpoint=str(weights), sha256="0" * 8, name="other", **flags)
+    run("segment", checkpoint=str(weights), sha256=storage.digest(weights)[:8], name="two", workers=2, **flags)
+    found = rows(home / "sam" / "segments@two")
+    assert found == rows(home / "sam" / "segments@sam-64x2")
+    assert sum(len(row["segments"]) for row in found) > 28
+    torch.save(random_sam(seed=1).state_dict(), weights)
+    with pytest.raises(ConfigError, match="segments@two was made with sam.weights="):
+        run("segment", checkpoint=str(weights), name="two", **flags)
 
 
 def test_from_ranks_to_what_is_learnt_embedded_and_found(home: Path, capsys: pytest.CaptureFixture[str]):
