@@ -51,6 +51,13 @@ def test_everything_outside_distributed_loads_without_ray():
     assert not {"ray", "vllm", "jobs", "tuning"} & set(loaded.stdout.split())
 
 
+def test_workers_of_stages_without_a_network_start_without_torch():
+    names = [f"urbancross.distributed.{name}" for name in ("ingest", "geotagging", "captioning", "segmentation")]
+    code = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "torch" not in loaded.stdout.split()
+
+
 def test_only_the_ring_names_ray():
     assert {file.name for file in FILES if "ray" in imports(file)} == {
         file.name for file in FILES if "distributed" in file.parts and "ray" in imports(file)

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
 
+from urbancross import storage
+from urbancross.config import SegmentConfig
 from urbancross.errors import ConfigError, TileError
 from urbancross.models import sam_decoder
-from urbancross.models.sam import load, weights
+from urbancross.models.sam import load, read, shape_of, variant_of, weights
 from urbancross.models.sam_encoder import encode
 from urbancross.segments.masks import Mask
 
@@ -224,3 +227,35 @@ class SamMasks:
         each = torch.eye(4 * self.grid[0])[None]  # a mask for each of its own rows
         whole = F.interpolate(each, self.side, mode="linear")[..., :input_pixels]
         return F.interpolate(whole, pixels, mode="linear")[0, : 4 * patches].T.contiguous().to(self.device)
+
+
+def made_by(config: SegmentConfig, checkpoint: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The variant's name, the settings that change masks, and what `SamMasks` is built from.
+
+    Raises:
+        ConfigError: the weights are not there, or a URL without digest.
+        CheckpointError: they are not those of a SAM, or not those of the digest.
+    """
+    file = weights(checkpoint, config.sha256)
+    shape, fast = shape_of(read(file)), config.mode == "fast"
+    half = shape.img_size // 2 // shape.patch_size * shape.patch_size
+    input_px = config.input_px or (half if fast else shape.img_size)
+    settings = {
+        "points_per_side": config.points_per_side or (16 if fast else 32),
+        "input_px": None if input_px == shape.img_size else input_px,
+        "precision": config.precision or ("bf16" if fast and computes_in_bf16(config.device) else "fp32"),
+        **config.model_dump(include={"pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"}),
+    }
+    digest = storage.digest(file)
+    work = config.model_dump(include={"points_per_batch", "encoder_batch", "compile", "device"})
+    source = checkpoint if "://" in checkpoint else str(file.absolute())  # workers stand in other folders
+    return (
+        variant_of(shape),
+        {"weights": digest, **settings},
+        {"checkpoint": source, "sha256": digest, **settings, **work},
+    )
+
+
+def computes_in_bf16(device: str) -> bool:
+    """Whether bf16 is faster there than fp32; a CPU without instructions for it emulates it."""
+    return device == "cuda" or any(torch.cpu.get_capabilities().get(kind) for kind in ("avx512_bf16", "amx_bf16"))
