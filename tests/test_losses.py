@@ -7,11 +7,15 @@ from torch import Tensor
 from urbancross.errors import ConfigError
 from urbancross.losses import (
     adversarial,
-    contrastive,
+    contrast,
+    first_bias,
+    hinge,
+    infonce,
     pool_segments,
     positives,
     reverse_gradient,
-    segment_contrastive,
+    segment_contrast,
+    siglip,
     weighted_triplet,
 )
 
@@ -21,7 +25,7 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-def slow_contrastive(image: Tensor, text: Tensor, positive: Tensor, scale: float) -> float:
+def slow_infonce(image: Tensor, text: Tensor, positive: Tensor, scale: float) -> float:
     def one_way(similarity: list[list[float]], wanted: list[list[bool]]) -> float:
         rows = []
         for i, row in enumerate(similarity):
@@ -50,6 +54,32 @@ def slow_triplet(image: Tensor, text: Tensor, positive: Tensor, margin: float, w
     return total / (2 * float(weights.sum()))
 
 
+def slow_siglip(image: Tensor, text: Tensor, positive: Tensor, scale: float, bias: float) -> float:
+    total = 0.0
+    for i in range(len(image)):
+        for j in range(len(text)):
+            logit = scale * float(image[i] @ text[j]) + bias
+            total -= math.log(1 / (1 + math.exp(-logit if positive[i, j] else logit)))
+    return total / len(text)
+
+
+def slow_hinge(image: Tensor, text: Tensor, positive: Tensor, margin: float) -> float:
+    captions = len(text) // len(image)
+    of_tiles, of_captions = [], []
+    for j in range(len(text)):
+        i = j // captions
+        right = float(image[i] @ text[j])
+        of_tiles += [max(0, margin + float(image[i] @ text[k]) - right) for k in range(len(text)) if not positive[i, k]]
+        of_captions += [
+            max(0, margin + float(image[k] @ text[j]) - right) for k in range(len(image)) if not positive[k, j]
+        ]
+    return (sum(of_tiles) / len(of_tiles) + sum(of_captions) / len(of_captions)) / 2
+
+
+def five(image: Tensor, text: Tensor, positive: Tensor) -> Tensor:
+    return infonce(image, text, positive, 5.0)
+
+
 TILES, TEXTS = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([[5], [6], [7], [7], [8]])
 
 
@@ -69,36 +99,60 @@ def test_several_captions_of_a_tile_are_columns_of_their_own():
     ]
     assert positives(torch.arange(3), keys).tolist() == wanted
     image, text, positive = unit(3, 4), unit(6, 4, seed=1), torch.tensor(wanted)
-    assert contrastive(image, text, positive, 7.0).item() == pytest.approx(slow_contrastive(image, text, positive, 7.0))
-    without_the_second = segment_contrastive(image, torch.tensor([True, False, True]), text, positive, 5.0)
+    assert infonce(image, text, positive, 7.0).item() == pytest.approx(slow_infonce(image, text, positive, 7.0))
+    without_the_second = segment_contrast(five, image, torch.tensor([True, False, True]), text, positive)
     rows, columns = torch.tensor([0, 2]), torch.tensor([0, 1, 4, 5])
-    alone = contrastive(image[rows], text[columns], positive[rows][:, columns], 5.0)
+    alone = infonce(image[rows], text[columns], positive[rows][:, columns], 5.0)
     torch.testing.assert_close(without_the_second, alone)
 
 
-def test_contrastive_agrees_with_a_two_loop_version():
+def test_infonce_agrees_with_a_two_loop_version():
     image, text, positive = unit(5, 4), unit(5, 4, seed=1), positives(TILES, TEXTS)
-    assert contrastive(image, text, positive, 7.0).item() == pytest.approx(slow_contrastive(image, text, positive, 7.0))
+    assert infonce(image, text, positive, 7.0).item() == pytest.approx(slow_infonce(image, text, positive, 7.0))
     uneven = torch.eye(5, dtype=torch.bool)
     uneven[0, 1:4] = uneven[2, 4] = True  # else the two directions could be mixed up unseen
-    assert contrastive(image, text, uneven, 7.0).item() == pytest.approx(slow_contrastive(image, text, uneven, 7.0))
+    assert infonce(image, text, uneven, 7.0).item() == pytest.approx(slow_infonce(image, text, uneven, 7.0))
 
 
-def test_contrastive_of_identical_embeddings_is_the_log_of_the_batch():
+@pytest.mark.parametrize("captions", [1, 3])
+def test_siglip_and_hinge_agree_with_two_loop_versions(captions):
+    image, text = unit(5, 4), unit(5 * captions, 4, seed=1)
+    keys = torch.arange(5 * captions).reshape(5, captions)
+    keys[4, 0] = keys[1, -1]  # a wording of two tiles
+    positive = positives(torch.arange(5), keys)
+    assert siglip(image, text, positive, 7.0, -1.5).item() == pytest.approx(slow_siglip(image, text, positive, 7, -1.5))
+    assert hinge(image, text, positive, 0.4).item() == pytest.approx(slow_hinge(image, text, positive, 0.4))
+
+
+def test_siglip_starts_where_nothing_known_costs_least():
+    image, text, positive = torch.zeros(8, 2), torch.zeros(8, 2), torch.eye(8, dtype=torch.bool)
+    at = {
+        bias: siglip(image, text, positive, 10.0, bias).item() for bias in (first_bias(8) + d for d in (-0.1, 0, 0.1))
+    }
+    assert min(at, key=at.__getitem__) == first_bias(8)
+
+
+def test_hinge_does_not_grow_with_the_batch():
+    image, text = unit(64, 16), unit(64, 16, seed=1)
+    few, many = (hinge(image[:n], text[:n], torch.eye(n, dtype=torch.bool), 0.2).item() for n in (8, 64))
+    assert many == pytest.approx(few, rel=0.3)
+
+
+def test_infonce_of_identical_embeddings_is_the_log_of_the_batch():
     same = torch.ones(4, 2) / math.sqrt(2)
-    assert contrastive(same, same, torch.eye(4, dtype=torch.bool), 100.0).item() == pytest.approx(math.log(4))
+    assert infonce(same, same, torch.eye(4, dtype=torch.bool), 100.0).item() == pytest.approx(math.log(4))
 
 
 def test_a_row_without_positives_leaves_the_mean_of_its_direction():
     image, text, positive = unit(3, 4), unit(3, 4, seed=1), torch.eye(3, dtype=torch.bool)
     positive[1] = torch.tensor([True, False, False])  # no tile is positive for caption 1
     positive[2] = False
-    assert contrastive(image, text, positive, 3.0).item() == pytest.approx(slow_contrastive(image, text, positive, 3.0))
+    assert infonce(image, text, positive, 3.0).item() == pytest.approx(slow_infonce(image, text, positive, 3.0))
 
 
 def test_no_positives_at_all_is_a_zero_that_can_be_descended():
     image = unit(3, 4).requires_grad_()
-    loss = contrastive(image, unit(3, 4, seed=1), torch.zeros(3, 3, dtype=torch.bool), 3.0)
+    loss = infonce(image, unit(3, 4, seed=1), torch.zeros(3, 3, dtype=torch.bool), 3.0)
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(image.grad, torch.zeros_like(image))
@@ -113,7 +167,7 @@ def test_a_duplicate_caption_is_not_pushed_away_from_the_tile_it_also_describes(
     def pull(positive: Tensor) -> Tensor:
         """How strongly descent moves tile 0 towards its own caption and towards the twin's."""
         x = image.clone().requires_grad_()
-        contrastive(x, text, positive, 5.0).backward()
+        infonce(x, text, positive, 5.0).backward()
         return -(x.grad[0] @ text[0])
 
     assert pull(together) > pull(apart)
@@ -125,10 +179,10 @@ def test_no_loss_depends_on_the_order_of_the_batch(negative):
     order = torch.tensor([3, 0, 4, 1, 2])
     a, b = positives(TILES, TEXTS), positives(TILES[order], TEXTS[order])
     has = torch.tensor([True, False, True, True, True])
-    torch.testing.assert_close(contrastive(image, text, a, 5.0), contrastive(image[order], text[order], b, 5.0))
+    torch.testing.assert_close(infonce(image, text, a, 5.0), infonce(image[order], text[order], b, 5.0))
     torch.testing.assert_close(
-        segment_contrastive(image, has, text, a, 5.0),
-        segment_contrastive(image[order], has[order], text[order], b, 5.0),
+        segment_contrast(five, image, has, text, a),
+        segment_contrast(five, image[order], has[order], text[order], b),
     )
     torch.testing.assert_close(
         weighted_triplet(image, text, a, 0.5, weights, negative),
@@ -141,18 +195,21 @@ def test_a_tile_without_segments_leaves_the_segment_loss_as_row_and_as_column():
     has = torch.tensor([True, False, True, True])
     pooled[1] = float("nan")
     rest = torch.tensor([0, 2, 3])
-    wanted = contrastive(pooled[rest], text[rest], torch.eye(3, dtype=torch.bool), 5.0)
-    torch.testing.assert_close(segment_contrastive(pooled, has, text, positive, 5.0), wanted)
+    wanted = infonce(pooled[rest], text[rest], torch.eye(3, dtype=torch.bool), 5.0)
+    torch.testing.assert_close(segment_contrast(five, pooled, has, text, positive), wanted)
 
 
-def test_a_batch_without_segments_has_zero_segment_loss_and_still_a_graph():
+@pytest.mark.parametrize("kind", ["infonce", "siglip", "hinge"])
+def test_a_batch_without_segments_has_zero_segment_loss_and_still_a_graph(kind):
     pooled, text = torch.zeros(3, 2, requires_grad=True), unit(3, 2).requires_grad_()
-    scale = torch.tensor(5.0, requires_grad=True)
+    scale, bias = torch.tensor(5.0, requires_grad=True), torch.tensor(0.0, requires_grad=True)
     eye = torch.eye(3, dtype=torch.bool)
-    loss = segment_contrastive(pooled.double(), torch.zeros(3, dtype=torch.bool), text, eye, scale)
+    loss = contrast(kind, scale, bias, 0.2)
+    loss = segment_contrast(loss, pooled.double(), torch.zeros(3, dtype=torch.bool), text, eye)
     loss.backward()
     assert loss.item() == 0
-    assert [x.grad.abs().sum().item() for x in (pooled, text, scale)] == [0, 0, 0]
+    used = (pooled, text) if kind == "hinge" else (pooled, text, scale)
+    assert all(x.grad.abs().sum().item() == 0 for x in used)
 
 
 def test_pooled_segments_are_the_direction_of_the_mean_of_those_present():

@@ -5,6 +5,9 @@ of `text` are the captions of row i of `image`, and every embedding is a unit ve
 what several workers hold has to be gathered, with its gradient, before it comes here.
 """
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,6 +16,10 @@ from torch import Tensor
 
 from urbancross.errors import ConfigError
 
+Contrast = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Tiles [B, D], captions [B * C, D] and which belong together [B, B * C] to a scalar."""
+
+Kind = Literal["infonce", "siglip", "hinge"]
 Negative = Literal["hardest", "semi-hard"]
 
 SHORTEST = 1e-6
@@ -38,7 +45,17 @@ def positives(tile_keys: Tensor, text_keys: Tensor) -> Tensor:
     return belong
 
 
-def contrastive(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor | float) -> Tensor:
+def contrast(kind: Kind, scale: Tensor | float, bias: Tensor | float, margin: float) -> Contrast:
+    """One of `infonce`, `siglip` and `hinge` by name, with what each of them needs."""
+    known: dict[str, Contrast] = {
+        "infonce": partial(infonce, scale=scale),
+        "siglip": partial(siglip, scale=scale, bias=bias),
+        "hinge": partial(hinge, margin=margin),
+    }
+    return known[kind]
+
+
+def infonce(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor | float) -> Tensor:
     """InfoNCE with several positives per row, tile to text and text to tile, averaged.
 
     A row's term is the mean over its positives of -log softmax(scale * similarity), the form with the mean outside the
@@ -54,35 +71,79 @@ def contrastive(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor | f
         Scalar; zero, with its graph, where no row has a positive.
     """
     logits = scale * image @ text.T  # [B, B * C]
-    return (_one_way_contrastive(logits, positive) + _one_way_contrastive(logits.T, positive.T)) / 2
+    return (_one_way_infonce(logits, positive) + _one_way_infonce(logits.T, positive.T)) / 2
 
 
-def _one_way_contrastive(logits: Tensor, positive: Tensor) -> Tensor:
+def _one_way_infonce(logits: Tensor, positive: Tensor) -> Tensor:
     surprise = -F.log_softmax(logits, dim=1)
     count = positive.sum(dim=1)  # [B]
     row = torch.where(positive, surprise, 0).sum(dim=1) / count.clamp(min=1)  # 0 where a row has no positive
     return row.sum() / (count > 0).sum().clamp(min=1)
 
 
-def segment_contrastive(
-    pooled: Tensor, has_segment: Tensor, text: Tensor, positive: Tensor, scale: Tensor | float
-) -> Tensor:
-    """`contrastive` between the pooled segments of a tile and its caption.
+def siglip(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
+    """Every tile and caption judged by itself: do they belong together? (SigLIP, arXiv 2303.15343, eq. 1.)
+
+    The sum over all pairs is divided by the captions, so that it is SigLIP's where each tile has one, and does not grow
+    with their number.
+
+    Args:
+        image: [B, D] unit vectors.
+        text: [B * C, D] unit vectors.
+        positive: [B, B * C] bool, rows tiles, columns captions.
+        scale: inverse temperature.
+        bias: of the logits; learned from `first_bias` on.
+    """
+    logits = scale * image @ text.T + bias
+    return F.softplus(torch.where(positive, -logits, logits)).sum() / max(len(text), 1)
+
+
+def first_bias(batch: int) -> float:
+    """Where the bias of `siglip` starts: the log odds that a tile and a caption of such a batch belong together."""
+    return -math.log(max(batch - 1, 1))
+
+
+def hinge(image: Tensor, text: Tensor, positive: Tensor, margin: float) -> Tensor:
+    """By how much wrong partners come within the margin of a pair, over all of them (VSE, arXiv 1411.2539).
+
+    Mean over pairs and their wrong partners, [margin + cos(wrong) - cos(right)]+, captions for tiles and tiles for
+    captions, averaged. UrbanCross sums, which grows with the square of the batch.
+
+    Args:
+        image: [B, D] unit vectors.
+        text: [B * C, D] unit vectors, tile by tile.
+        positive: [B, B * C] bool, rows tiles, columns captions; positives beside the own pair are no negatives.
+        margin: of cosine similarity.
+
+    Returns:
+        Scalar; zero, with its graph, where nothing is negative.
+    """
+    similarity, negative = image @ text.T, ~positive  # [B, B * C]
+    captions = len(text) // max(len(image), 1)
+    own = similarity.unflatten(1, (len(image), captions)).diagonal().T if captions else similarity  # [B, C]
+    count = negative.sum().clamp(min=1)
+    for_captions = torch.where(negative, F.relu(margin + similarity - own.flatten()), 0).sum() / count
+    hinges = (torch.where(negative, F.relu(margin + similarity - nth[:, None]), 0).sum() for nth in own.T)
+    return (for_captions + sum(hinges, similarity.new_zeros(())) / (count * max(captions, 1))) / 2
+
+
+def segment_contrast(loss: Contrast, pooled: Tensor, has_segment: Tensor, text: Tensor, positive: Tensor) -> Tensor:
+    """A loss between the pooled segments of a tile and its captions.
 
     A tile without segments leaves as a row and as a column: nothing is known about it, so it is no negative either.
 
     Args:
+        loss: see `contrast`.
         pooled: [B, D] unit vectors from `pool_segments`.
         has_segment: [B] bool.
         text: [B * C, D] unit vectors.
         positive: [B, B * C] bool, rows tiles, columns captions.
-        scale: inverse temperature, a number or a learned scalar.
 
     Returns:
         Scalar; zero, with its graph, where no tile has a segment.
     """
     column = has_segment.repeat_interleave(len(text) // max(len(has_segment), 1))
-    return contrastive(pooled[has_segment], text[column], positive[has_segment][:, column], scale)
+    return loss(pooled[has_segment], text[column], positive[has_segment][:, column])
 
 
 def pool_segments(segments: Tensor, present: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ def pretrain(
     heads = nn.ModuleList([encoder.heads["image"], encoder.heads["text"]])
     if pairs.present.any():
         heads.append(encoder.heads["segment"])  # otherwise it has nothing to learn from
-    head_parameters = [*heads.parameters(), encoder.scale]
+    bias = nn.Parameter(torch.tensor(losses.first_bias(config.head_batch), device=encoder.device))
+    head_parameters = [*heads.parameters(), encoder.scale, bias]
     order = torch.Generator().manual_seed(config.seed)
     crops = torch.Generator().manual_seed(config.seed * 1_000_003 + team.rank)
     torch.manual_seed(config.seed * 1_000_003 + team.rank)  # dropout
@@ -60,7 +61,8 @@ def pretrain(
         batches = (batch for _ in range(epochs) for batch in pairs.epoch(size, order, config.captions_per_tile))
         for step, batch in enumerate(batches, start=1):
             part = batch.part(team.rank, team.world)
-            terms = contrastive_terms(encoder, pairs, batch, part, see(part), team)
+            loss_of = losses.contrast(config.loss, encoder.inverse_temperature(), bias, config.margin)
+            terms = contrastive_terms(encoder, pairs, batch, part, see(part), team, loss_of)
             loss = terms["tile_text"] + config.segment_weight * terms.get("segment_text", 0.0)
             _descend(loss, [optimiser], schedule, team)
             told = {name: term.item() for name, term in terms.items()}
@@ -101,23 +103,30 @@ def pretrain_steps(pairs: int, config: PretrainConfig) -> int:
 
 
 def contrastive_terms(
-    encoder: DualEncoder, pairs: Pairs, batch: Batch, part: Batch, seen: Tensor, team: Team
+    encoder: DualEncoder,
+    pairs: Pairs,
+    batch: Batch,
+    part: Batch,
+    seen: Tensor,
+    team: Team,
+    loss_of: losses.Contrast,
 ) -> dict[str, Tensor]:
     """The tile-text and segment-text terms of a whole batch, of which this process embeds its part.
 
     Args:
         seen: [B/W, F] image features of the part.
+        loss_of: see `losses.contrast`.
     """
-    device, scale = encoder.device, encoder.inverse_temperature()
+    device = encoder.device
     v = team.gather(encoder.heads["image"](seen))
     u = team.gather(encoder.heads["text"](pairs.texts[part.captions.flatten()].to(device)))
     whole = Batch(batch.rows[: len(v)], batch.captions[: len(v)])
     positive = losses.positives(whole.rows, pairs.text_keys[whole.captions]).to(device)
-    terms = {"tile_text": losses.contrastive(v, u, positive, scale)}
+    terms = {"tile_text": loss_of(v, u, positive)}
     if pairs.present.any():
         z = team.gather(pool(encoder, pairs, part))
         has_segment = pairs.present[whole.rows].any(dim=1).to(device)
-        terms["segment_text"] = losses.segment_contrastive(z, has_segment, u, positive, scale)
+        terms["segment_text"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
     return terms
 
 
@@ -166,11 +175,12 @@ def adapt(
     generator = torch.Generator().manual_seed(config.seed)
     torch.manual_seed(config.seed)
     judges = nn.ModuleDict({kind: Discriminator(encoder.width) for kind in ("image", "text")}).to(encoder.device)
-    groups = [{"params": [*heads.parameters(), encoder.scale], "lr": config.head_lr}]
+    size = min(config.target_batch, len(target)) // team.world * team.world
+    bias = nn.Parameter(torch.tensor(losses.first_bias(config.ratio * size), device=encoder.device))
+    groups = [{"params": [*heads.parameters(), encoder.scale, bias], "lr": config.head_lr}]
     optimiser, schedule = _one_cycle(groups, config.weight_decay, config.steps)
     # The discriminators keep their rate: one that slows down with the encoder no longer sees what is left of the gap.
     judging = torch.optim.AdamW(judges.parameters(), lr=config.discriminator_lr, weight_decay=config.weight_decay)
-    size = min(config.target_batch, len(target)) // team.world * team.world
     for step in range(1, config.steps + 1):
         progress = (step - 1) / max(config.steps - 1, 1)
         share = curriculum.pace(progress, config.pace, config.pace_start)
@@ -192,11 +202,13 @@ def adapt(
         )
         positive = losses.positives(batch.rows, source.text_keys[batch.captions]).to(encoder.device)
         margin = curriculum.margin(progress, config.margin_start, config.margin_end)
+        contrast = "infonce" if config.loss == "triplet" else config.loss
+        loss_of = losses.contrast(contrast, encoder.inverse_temperature(), bias, margin)
         strength = curriculum.reversal_strength(progress, config.reversal_max)
         terms = {
             "source": losses.weighted_triplet(v, u, positive, margin, weights, config.negative)
             if config.loss == "triplet"
-            else losses.contrastive(v, u, positive, encoder.inverse_temperature())
+            else loss_of(v, u, positive)
         }
         right = []
         for kind, from_source, from_target in (("image", v, target_v), ("text", u, target_u)):
@@ -208,9 +220,7 @@ def adapt(
         if "segment" in kinds:
             z = team.gather(pool(encoder, source, part))
             has_segment = source.present[batch.rows].any(dim=1).to(encoder.device)
-            terms["segment_text"] = losses.segment_contrastive(
-                z, has_segment, u, positive, encoder.inverse_temperature()
-            )
+            terms["segment_text"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
             loss = loss + config.segment_weight * terms["segment_text"]
         _descend(loss, [optimiser, judging], schedule, team)
         on_step(
@@ -226,7 +236,7 @@ def adapt(
                 "discriminator_accuracy": torch.stack(right).mean().item(),
                 "reversal": strength,
             }
-            | ({"margin": margin} if config.loss == "triplet" else {})
+            | ({"margin": margin} if config.loss in ("triplet", "hinge") else {})
             | ({"segment_text": terms["segment_text"].item()} if "segment_text" in terms else {})
         )
     see_segments_as_tiles(encoder, source)

@@ -56,6 +56,10 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """With `--train image`: further passes, in which the image tower learns with the heads."""
     unlocked_groups: PositiveInt | None = None
     """With `--train image`: only the last so many layer groups of the image tower learn, as open_clip counts them."""
+    loss: Literal["infonce", "siglip", "hinge"] = "infonce"
+    """Contrast with every wrong partner of the batch together, with each alone, or by a margin (the paper's)."""
+    margin: NonNegativeFloat = 0.2
+    """Of --loss hinge, in cosine similarity."""
     head_batch: PositiveInt = 256
     """Pairs per step while only the heads learn, over all workers."""
     image_batch: PositiveInt = 128
@@ -102,14 +106,14 @@ class AdaptConfig(TrainingConfig):
     """Highest learning rate of the heads (one cycle)."""
     discriminator_lr: PositiveFloat = 1e-3
     """Learning rate of the discriminators."""
-    loss: Literal["triplet", "contrastive"] = "contrastive"
-    """Loss on source pairs: weighted triplet, or the contrastive loss of pretraining."""
+    loss: Literal["triplet", "infonce", "siglip", "hinge"] = "infonce"
+    """Loss on source pairs: weighted triplet, or one of pretraining's."""
     negative: Literal["hardest", "semi-hard"] = "hardest"
     """Which cross-modal negative the triplet takes."""
     margin_start: NonNegativeFloat = 0.2
-    """Margin of the triplet at the start."""
+    """Margin of the triplet or the hinge at the start."""
     margin_end: NonNegativeFloat = 0.5
-    """Margin of the triplet at the end."""
+    """Margin of the triplet or the hinge at the end."""
     pace: Literal["linear", "root", "step", "none", "anti", "random"] = "linear"
     """How the share of source candidates grows from the closest to all."""
     pace_start: float = Field(default=0.3, gt=0, le=1)
