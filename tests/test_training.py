@@ -184,6 +184,32 @@ def test_two_processes_take_the_step_that_one_takes(kind: losses.Kind):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("size", [1, 5, 16, 99])
+def test_a_batch_in_chunks_has_the_gradient_of_the_whole_in_the_memory_of_one(size: int):
+    tower = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 4, 3), nn.GELU(), nn.Flatten()).double()
+    pixels = torch.randn(16, 3, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def descend(size: int | None) -> tuple[list[Tensor], int]:
+        held = 0
+
+        def hold(tensor: Tensor) -> Tensor:
+            nonlocal held
+            held += tensor.nbytes if tensor.dim() == 4 else 0
+            return tensor
+
+        tower.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            seen = training.in_chunks(tower, pixels, size)
+        (seen @ seen.T).logsumexp(dim=1).sum().backward()
+        return [parameter.grad.clone() for parameter in tower.parameters()], held
+
+    whole, all_held = descend(None)
+    found, held = descend(size)
+    for ours, theirs in zip(found, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert (held < all_held / 2) == (size < 16)
+
+
 def test_closeness_to_the_target_needs_no_pairing():
     model, source, target = encoder(), pairs(), pairs(seed=5, shift=2.0)
     order = torch.randperm(len(target.texts))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from urbancross import curriculum, losses
 from urbancross.config import AdaptConfig, PretrainConfig
@@ -81,13 +82,32 @@ def pretrain(
     if config.train == "image":
         groups.append({"params": encoder.unlock_image_tower(config.unlocked_groups), "lr": config.tower_lr})
 
+        def tower(pixels: Tensor) -> Tensor:
+            with torch.autocast(encoder.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                return encoder.image_features(pixels).float()
+
         def look(part: Batch) -> Tensor:
-            return encoder.image_features(pairs.pixels(part.rows, encoder.image_px, config.crop_px, crops))
+            pixels = pairs.pixels(part.rows, encoder.image_px, config.crop_px, crops)
+            return in_chunks(tower, pixels, config.chunk)
 
         # The tower stays in eval mode: its BatchNorm statistics are frozen.
         learn("image", config.epochs, config.image_batch, groups, look)
     see_segments_as_tiles(encoder, pairs)
     encoder.eval()
+
+
+def in_chunks(tower: Callable[[Tensor], Tensor], pixels: Tensor, size: int | None) -> Tensor:
+    """What the tower says of a batch, in the memory of a chunk; each is computed once more on the way back.
+
+    The loss still sees the whole batch, so neither it nor its gradient depends on the chunks (GradCache, arXiv
+    2101.06983).
+
+    Args:
+        size: images at once; None: all.
+    """
+    if size is None or len(pixels) <= size:
+        return tower(pixels)
+    return torch.cat([checkpoint(tower, chunk, use_reentrant=False) for chunk in pixels.split(size)])
 
 
 def see_segments_as_tiles(encoder: DualEncoder, pairs: Pairs) -> None:

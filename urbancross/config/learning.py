@@ -66,6 +66,11 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """Pairs per step while the image tower learns, over all workers."""
     captions_per_tile: PositiveInt = 5
     """Captions that each tile of a step is compared with; their features are stored, so more cost next to nothing."""
+    chunk: PositiveInt | None = None
+    """With `--train image`: images that the tower takes at once, over one worker; the result does not depend on it, the
+    memory does, and each image costs another forward pass. Default: all."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """With `--train image`: what the image tower computes in; weights and losses stay in fp32."""
     crop_px: PositiveInt = 192
     """Side of the random crop that the image tower learns from."""
     head_lr: PositiveFloat = 1e-3
