@@ -45,7 +45,7 @@ def test_several_captions_of_a_tile_are_all_different_as_far_as_it_has_them():
 
 def test_an_epoch_holds_every_tile_once_in_an_order_of_the_seed():
     def rows(seed: int) -> list[int]:
-        return [row for batch in ragged().epoch(1, torch.Generator().manual_seed(seed)) for row in batch.rows.tolist()]
+        return [row for batch in ragged().batches(1, 1, len(ragged()), seed) for row in batch.rows.tolist()]
 
     assert sorted(rows(0)) == [0, 1, 2]
     assert rows(0) == rows(0)
@@ -112,7 +112,7 @@ def test_the_tower_sees_all_eight_orientations_and_only_those(tmp_path: Path):
 
 def test_a_last_short_batch_is_left_out_and_a_batch_is_never_larger_than_the_split():
     def sizes(size: int) -> list[int]:
-        return [len(batch.rows) for batch in ragged().epoch(size, torch.Generator().manual_seed(0))]
+        return [len(batch.rows) for batch in ragged().batches(size, 1, ragged().steps_per_epoch(size), 0)]
 
     assert {size: sizes(size) for size in (1, 2, 3, 9)} == {1: [1, 1, 1], 2: [2], 3: [3], 9: [3]}
     for size in (1, 2, 3, 9):

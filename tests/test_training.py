@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from urbancross import losses, metrics, training
+from urbancross import losses, metrics, resuming, training
 from urbancross.config import AdaptConfig, PretrainConfig
-from urbancross.errors import TrainingError
+from urbancross.errors import CheckpointError, TrainingError
 from urbancross.models.dual_encoder import DualEncoder, Head
 from urbancross.pairs import Pairs
+from urbancross.resuming import Memory
 
 IMAGE, TEXT, WIDTH, SLOTS = 12, 10, 8, 2
 
@@ -290,3 +291,69 @@ def test_the_number_of_steps_told_is_the_number_taken():
     config = PretrainConfig(archive="a", out="o", head_batch=32, head_epochs=3)
     training.pretrain(encoder(), pairs(), config, training.ALONE, events.append)
     assert len(events) == training.pretrain_steps(96, config) == 9
+
+
+class Stopped(Exception):
+    """As if the process had been killed."""
+
+
+def broken_at(step: int, learn: Callable[[Callable, Memory], Any], every: int = 1) -> tuple[list[dict], Any]:
+    """The events and the outcome of a run that is killed after a step and goes on from what it kept."""
+    kept: list[bytes] = []
+    events: list[dict] = []
+
+    def until(event: dict) -> None:
+        events.append(event)
+        if len(events) == step:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        learn(until, Memory(None, every, lambda state: kept.append(resuming.to_bytes(state))))
+    found = resuming.from_bytes(kept[-1], "state") if kept else None
+    del events[len(events) - 1 - (step - 1) % every :]  # what the state does not know of comes again
+    outcome = learn(events.append, Memory(found, every))
+    return events, outcome
+
+
+@pytest.mark.parametrize("step", [2, 3, 6, 7, 11])
+def test_a_pretraining_that_was_stopped_ends_with_the_bits_of_one_that_was_not(step: int):
+    def learn(on_step: Callable, memory: Memory) -> DualEncoder:
+        model = encoder()
+        model.heads["image"].dropout.p = 0.2
+        config = PretrainConfig(archive="a", out="o", head_batch=32, head_epochs=4, captions_per_tile=2, loss="siglip")
+        training.pretrain(model, pairs(), config, training.ALONE, on_step, memory)
+        return model
+
+    unbroken: list[dict] = []
+    whole = learn(unbroken.append, Memory())
+    for every in (1, 2):
+        events, found = broken_at(step, learn, every)
+        assert events == unbroken
+        assert all(torch.equal(a, b) for a, b in zip(found.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("step", [2, 9])
+def test_an_adaptation_that_was_stopped_ends_with_the_bits_of_one_that_was_not(step: int):
+    def learn(on_step: Callable, memory: Memory) -> DualEncoder:
+        model = pretrained(pairs(), head_epochs=2)
+        config = adaptation(steps=12, loss="triplet", weights="iwan", adversary_weight=1.0, pace="random")
+        training.adapt(model, pairs(), pairs(seed=7, shift=1.0), config, training.ALONE, on_step, memory)
+        return model
+
+    unbroken: list[dict] = []
+    whole = learn(unbroken.append, Memory())
+    events, found = broken_at(step, learn)
+    assert events == unbroken
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_state_of_another_model_and_a_broken_one_are_refused():
+    kept: list[dict] = []
+    model = encoder()
+    config = PretrainConfig(archive="a", out="o", head_batch=32, head_epochs=1)
+    training.pretrain(model, pairs(), config, training.ALONE, lambda event: None, Memory(None, 1, kept.append))
+    kept[0]["tensors"].pop()
+    with pytest.raises(CheckpointError, match="of another model"):
+        training.pretrain(model, pairs(), config, training.ALONE, lambda event: None, Memory(kept[0]))
+    with pytest.raises(CheckpointError, match=r"state.pt cannot be read .*remove it to start over"):
+        resuming.from_bytes(b"no state", "state.pt")

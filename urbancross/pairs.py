@@ -4,7 +4,7 @@ N = tiles, M = captions, K = segment slots, F = a tower's feature width.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from urbancross.errors import ConfigError
 from urbancross.models.dual_encoder import square
+from urbancross.resuming import drawn
 from urbancross.tiles import decode
 
 
@@ -66,12 +67,18 @@ class Pairs:
         start = (share * count).long().clamp(max=count - 1)
         return Batch(rows, first[:, None] + (start[:, None] + torch.arange(captions)) % count[:, None])
 
-    def epoch(self, size: int, generator: torch.Generator, captions: int = 1) -> Iterable[Batch]:
-        """Every tile once, in an order the generator decides, in batches of `size`; a last, short one is left out."""
-        order = torch.randperm(len(self), generator=generator)
-        size = min(size, len(self))
-        for start in range(0, len(self) - size + 1, size):
-            yield self.choose(order[start : start + size], generator, captions)
+    def batches(self, size: int, first: int, steps: int, seed: int, captions: int = 1) -> Iterator[Batch]:
+        """The batches of steps `first` to `steps`, counted from 1.
+
+        Every tile comes once an epoch, in an order that seed and epoch decide; a last, short batch is left out.
+        """
+        a_pass, size = self.steps_per_epoch(size), min(size, len(self))
+        order = torch.empty(0)
+        for step in range(first, steps + 1):
+            epoch, nth = divmod(step - 1, a_pass)
+            if nth == 0 or step == first:
+                order = torch.randperm(len(self), generator=drawn(seed, "order", epoch))
+            yield self.choose(order[nth * size : (nth + 1) * size], drawn(seed, "captions", step), captions)
 
     def steps_per_epoch(self, size: int) -> int:
         return max(len(self) // size, 1)

@@ -20,6 +20,7 @@ from urbancross.errors import TrainingError
 from urbancross.models.discriminator import Discriminator
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Batch, Pairs
+from urbancross.resuming import Memory, Moving, drawn
 
 Event = dict[str, Any]
 
@@ -40,10 +41,16 @@ class Team:
 
 
 ALONE = Team()
+FORGETFUL = Memory()
 
 
 def pretrain(
-    encoder: DualEncoder, pairs: Pairs, config: PretrainConfig, team: Team, on_step: Callable[[Event], None]
+    encoder: DualEncoder,
+    pairs: Pairs,
+    config: PretrainConfig,
+    team: Team,
+    on_step: Callable[[Event], None],
+    memory: Memory = FORGETFUL,
 ) -> None:
     """Learn by contrast, L = L(V, U) + segment_weight * L(Z, U) (UrbanCross, arXiv 2404.14241): heads, then tower."""
     heads = nn.ModuleList([encoder.heads["image"], encoder.heads["text"]])
@@ -51,19 +58,21 @@ def pretrain(
         heads.append(encoder.heads["segment"])  # otherwise it has nothing to learn from
     bias = nn.Parameter(torch.tensor(losses.first_bias(config.head_batch), device=encoder.device))
     head_parameters = [*heads.parameters(), encoder.scale, bias]
-    order = torch.Generator().manual_seed(config.seed)
-    crops = torch.Generator().manual_seed(config.seed * 1_000_003 + team.rank)
-    torch.manual_seed(config.seed * 1_000_003 + team.rank)  # dropout
     heads.train()
 
-    def learn(stage: str, epochs: int, size: int, groups: list[dict[str, Any]], see: Callable[[Batch], Tensor]) -> None:
+    def learn(
+        stage: str, epochs: int, size: int, groups: list[dict[str, Any]], see: Callable[[Batch, int], Tensor]
+    ) -> None:
         steps = epochs * pairs.steps_per_epoch(size)
         optimiser, schedule = _one_cycle(groups, config.weight_decay, steps)
-        batches = (batch for _ in range(epochs) for batch in pairs.epoch(size, order, config.captions_per_tile))
-        for step, batch in enumerate(batches, start=1):
+        moving = Moving([optimiser], schedule)
+        done = memory.restore(stage, moving)
+        batches = pairs.batches(size, done + 1, steps, config.seed, config.captions_per_tile)
+        for step, batch in enumerate(batches, start=done + 1):
+            torch.manual_seed(drawn(config.seed, stage, step, team.rank).initial_seed())  # dropout
             part = batch.part(team.rank, team.world)
             loss_of = losses.contrast(config.loss, encoder.inverse_temperature(), bias, config.margin)
-            terms = contrastive_terms(encoder, pairs, batch, part, see(part), team, loss_of)
+            terms = contrastive_terms(encoder, pairs, batch, part, see(part, step), team, loss_of)
             loss = terms["tile_text"] + config.segment_weight * terms.get("segment_text", 0.0)
             _descend(loss, [optimiser], schedule, team)
             told = {name: term.item() for name, term in terms.items()}
@@ -73,12 +82,14 @@ def pretrain(
                 | told
                 | rate
             )
+            memory.after(stage, step, steps, moving)
 
-    def features(part: Batch) -> Tensor:
+    def features(part: Batch, step: int) -> Tensor:
         return pairs.images[part.rows].to(encoder.device)
 
     groups = [{"params": head_parameters, "lr": config.head_lr}]
-    learn("heads", config.head_epochs, config.head_batch, groups, features)
+    if not memory.is_past("heads", ["image"]):
+        learn("heads", config.head_epochs, config.head_batch, groups, features)
     if config.train == "image":
         groups.append({"params": encoder.unlock_image_tower(config.unlocked_groups), "lr": config.tower_lr})
 
@@ -86,7 +97,8 @@ def pretrain(
             with torch.autocast(encoder.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 return encoder.image_features(pixels).float()
 
-        def look(part: Batch) -> Tensor:
+        def look(part: Batch, step: int) -> Tensor:
+            crops = drawn(config.seed, "crops", step, team.rank)
             pixels = pairs.pixels(part.rows, encoder.image_px, config.crop_px, crops)
             return in_chunks(tower, pixels, config.chunk)
 
@@ -184,6 +196,7 @@ def adapt(
     config: AdaptConfig,
     team: Team,
     on_step: Callable[[Event], None],
+    memory: Memory = FORGETFUL,
 ) -> None:
     """Carry the heads from source to target (UrbanCross, arXiv 2404.14241): curriculum, weights, adversary, triplet.
 
@@ -192,8 +205,7 @@ def adapt(
     close = reference_closeness(encoder, source, target).clone()  # by the pretrained encoder, before it moves
     kinds = ["image", "text", *(["segment"] if source.present.any() else [])]
     heads = nn.ModuleList([encoder.heads[kind] for kind in kinds])
-    generator = torch.Generator().manual_seed(config.seed)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # the discriminators' first weights
     judges = nn.ModuleDict({kind: Discriminator(encoder.width) for kind in ("image", "text")}).to(encoder.device)
     size = min(config.target_batch, len(target)) // team.world * team.world
     bias = nn.Parameter(torch.tensor(losses.first_bias(config.ratio * size), device=encoder.device))
@@ -201,7 +213,10 @@ def adapt(
     optimiser, schedule = _one_cycle(groups, config.weight_decay, config.steps)
     # The discriminators keep their rate: one that slows down with the encoder no longer sees what is left of the gap.
     judging = torch.optim.AdamW(judges.parameters(), lr=config.discriminator_lr, weight_decay=config.weight_decay)
-    for step in range(1, config.steps + 1):
+    moving = Moving([optimiser, judging], schedule, list(judges.buffers()))
+    done = memory.restore("adapt", moving)
+    for step in range(done + 1, config.steps + 1):
+        generator = drawn(config.seed, "adapt", step)
         progress = (step - 1) / max(config.steps - 1, 1)
         share = curriculum.pace(progress, config.pace, config.pace_start)
         batch = candidates(source, close, config.ratio * size, share, config.pace, generator, team.world)
@@ -259,6 +274,7 @@ def adapt(
             | ({"margin": margin} if config.loss in ("triplet", "hinge") else {})
             | ({"segment_text": terms["segment_text"].item()} if "segment_text" in terms else {})
         )
+        memory.after("adapt", step, config.steps, moving)
     see_segments_as_tiles(encoder, source)
     encoder.eval()
 
