@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from urbancross.config.base import ArchiveConfig, MakerConfig, Split, WorkersConfig
 
@@ -33,6 +33,10 @@ class TrainingConfig(MakerConfig):
     """Actors and training processes; the loss does not depend on their number."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where a process computes."""
+    checkpoint_steps: PositiveInt = 200
+    """Steps from one kept state to the next; a run that is killed goes on from the last."""
+    max_failures: NonNegativeInt = 2
+    """How often the team is started anew after a worker died."""
     seed: int = 0
     """Seed of the heads, the order of pairs, the choice of captions, crops and candidates."""
 

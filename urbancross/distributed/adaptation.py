@@ -15,6 +15,7 @@ from urbancross.distributed.training import (
     train,
 )
 from urbancross.models import checkpoints
+from urbancross.resuming import Memory
 from urbancross.runs import Balance
 from urbancross.tables import digest_of, require_split
 
@@ -37,12 +38,12 @@ def run(config: AdaptConfig) -> Balance:
         refuse_other_origin(config.out, made_from)
         return replace(balance, written=0, done_before=balance.written)
 
-    def work(team: training.Team, on_step: Callable[[training.Event], None]) -> Trained:
+    def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
         source_pairs = load_pairs(source, of_source, config.split)
         target_pairs = load_pairs(target, of_target, config.split)
         encoder = checkpoints.load(model, config.device)
-        training.adapt(encoder, source_pairs, target_pairs, config, team, on_step)
+        training.adapt(encoder, source_pairs, target_pairs, config, team, on_step, memory)
         return Trained(encoder, model.base, model.towers, config.model_dump(), made_from)
 
-    train(work, config, config.out, "adapt", config.steps)
+    train(work, config, config.out, "adapt", config.steps, made_from)
     return balance

@@ -16,6 +16,7 @@ from urbancross.distributed.training import (
 )
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
+from urbancross.resuming import Memory
 from urbancross.runs import Balance
 from urbancross.tables import digest_of, require_split
 
@@ -35,11 +36,11 @@ def run(config: PretrainConfig) -> Balance:
         refuse_other_origin(config.out, made_from)
         return replace(balance, written=0, done_before=balance.written)
 
-    def work(team: training.Team, on_step: Callable[[training.Event], None]) -> Trained:
+    def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
         pairs = load_pairs(archive, tables, config.split, images)
         encoder = checkpoints.load(model, config.device, config.dropout, config.seed)
-        training.pretrain(encoder, pairs, config, team, on_step)
+        training.pretrain(encoder, pairs, config, team, on_step, memory)
         return Trained(encoder, model.base, None if images else model.towers, config.model_dump(), made_from)
 
-    train(work, config, config.out, "pretrain", training.pretrain_steps(balance.written, config))
+    train(work, config, config.out, "pretrain", training.pretrain_steps(balance.written, config), made_from)
     return balance

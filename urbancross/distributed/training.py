@@ -1,9 +1,13 @@
 """The ring around `urbancross.training`: a team of Ray Train workers, and the checkpoint that comes of it."""
 
+import itertools
+import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,15 +18,17 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor, nn
 
-from urbancross import runs, storage
+from urbancross import failpoints, runs, storage
 from urbancross.config import MakerConfig, TrainingConfig
 from urbancross.distributed.features import FeatureTables
 from urbancross.distributed.following import counted
 from urbancross.distributed.session import connect, own_error, require_resources
-from urbancross.errors import ConfigError
+from urbancross.errors import ConfigError, WorkerError
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs, gather_pairs
+from urbancross.progress import say
+from urbancross.resuming import Memory, State, from_bytes, to_bytes
 from urbancross.runs import Balance, count_failures
 from urbancross.storage import Place
 from urbancross.tables import read_aligned
@@ -111,60 +117,87 @@ class Trained:
 
 
 def train(
-    work: Callable[[Team, Callable[[Event], None]], Trained], config: TrainingConfig, out: str, what: str, steps: int
+    work: Callable[[Team, Callable[[Event], None], Memory], Trained],
+    config: TrainingConfig,
+    out: str,
+    what: str,
+    steps: int,
+    made_from: dict[str, str],
 ) -> None:
     """Run `work` on a team of workers; what process 0 returns is saved as the checkpoint `out`, with its events.
 
+    A team whose worker dies is started anew, from the state that it kept last; so is a run that was killed, by running
+    it again. States lie in `OUT.unfinished` until the checkpoint is there.
+
     Args:
-        work: run by every process, with its team and a function that takes each step's event.
+        work: run by every process, with its team, a function that takes each step's event, and where to go on.
 
     Raises:
         TrainingError: training stopped; the message says why.
+        WorkerError: workers died more often than --max-failures.
     """
     folder = storage.local(out)
+    home = begun(out, config, made_from)
     connect()
     require_resources(config)
 
     def loop(told: dict[str, Any]) -> None:
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-        events: list[Event] = []
         team = team_of_this_worker()
+        found = state_in(home)
+        events: list[Event] = json.loads(found["events"]) if found else []
+        if team.rank == 0:
+            told["watch"].back_to.remote(len(events))
 
         def on_step(event: Event) -> None:
             events.append(event)
             if team.rank == 0:
                 told["watch"].add.remote(1)
+            failpoints.hit("training.step")
 
-        trained = work(team, on_step)
+        def keep(state: State) -> None:
+            if team.rank == 0:
+                storage.replace(home / STATE, to_bytes(state | {"events": json.dumps(events)}))
+
+        trained = work(team, on_step, Memory(found, config.checkpoint_steps, keep))
         if team.rank == 0:
             with storage.publish_folder(folder) as temporary:
                 checkpoints.save(
                     trained.encoder, temporary, trained.base, trained.towers, trained.settings, trained.made_from
                 )
                 (temporary / checkpoints.EVENTS).write_bytes(runs.event_lines(events))
+            shutil.rmtree(home, ignore_errors=True)
         ray.train.report({"steps": len(events)})
 
     with tempfile.TemporaryDirectory() as scratch, counted(what, steps, "steps") as watch:
-        trainer = TorchTrainer(
-            loop,
-            train_loop_config={"watch": watch},
-            torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=config.workers,
-                use_gpu=config.gpus_per_worker > 0,
-                resources_per_worker={"CPU": config.cpus_per_worker}
-                | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
-            ),
-            run_config=RunConfig(name=what, storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:  # Ray wraps what a worker raised; its own word is what the user needs
-            raise own_error(error) from error
+        for failures in itertools.count(1):
+            # Ray would start a team anew after any error, also after one that comes again.
+            run = RunConfig(f"{what}-{failures}", scratch, failure_config=FailureConfig(max_failures=0))
+            try:
+                TorchTrainer(
+                    loop,
+                    train_loop_config={"watch": watch},
+                    torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
+                    scaling_config=ScalingConfig(
+                        num_workers=config.workers,
+                        use_gpu=config.gpus_per_worker > 0,
+                        resources_per_worker={"CPU": config.cpus_per_worker}
+                        | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
+                    ),
+                    run_config=run,
+                ).fit()
+                return
+            except Exception as error:  # Ray wraps what a worker raised; its own word is what the user needs
+                own = own_error(error)
+                if not isinstance(own, WorkerError) or failures > config.max_failures:
+                    raise own from error
+                say(f"{what}: a worker died; the team starts anew, {failures} of {config.max_failures} times")
 
+
+UNFINISHED, STATE = ".unfinished", "state.pt"
 
 # What does not change the result, and the places, whose content `made_from` tells better than their names.
-NOT_RESULT = {*MakerConfig.model_fields, "device", "batch_tiles"}
+NOT_RESULT = {*MakerConfig.model_fields, "device", "batch_tiles", "checkpoint_steps", "max_failures", "chunk"}
 PLACES = {"archive", "source", "target", "checkpoint", "model", "out"}
 
 
@@ -179,18 +212,56 @@ def is_finished(out: str, config: TrainingConfig) -> bool:
         storage.require_writable(folder, "--out")
         return False
     found = storage.read_json(folder / checkpoints.DESCRIPTION, f"--out {out} exists, but its")["settings"]
+    refuse_other_settings(folder, found, config)
+    return True
+
+
+def refuse_other_settings(folder: Place, found: dict[str, Any], config: TrainingConfig) -> None:
+    """
+    Raises:
+        ConfigError: what is there was made with other settings.
+    """
     for key, value in config.model_dump(exclude=NOT_RESULT | PLACES).items():
         before = found.get(key, type(config).model_fields[key].default)  # a version without the flag made it
         if before != value:
             raise ConfigError(
-                f"--out {out} was made with {key}={before}, now {key}={value}; give another --out, or remove it"
+                f"--out {folder} was made with {key}={before}, now {key}={value}; give another --out, or remove it"
             )
-    return True
 
 
 def refuse_other_origin(out: str, made_from: dict[str, str]) -> None:
     """Stop where the finished checkpoint `out` began with other weights, or with tables of another content."""
-    found = storage.read_json(storage.local(out) / checkpoints.DESCRIPTION, "--out").get("made_from", {})
+    _refuse_other_origin(
+        out, storage.read_json(storage.local(out) / checkpoints.DESCRIPTION, "--out").get("made_from", {}), made_from
+    )
+
+
+def _refuse_other_origin(out: object, found: dict[str, str], made_from: dict[str, str]) -> None:
     for key, value in made_from.items():
         if found.get(key) != value:
             raise ConfigError(f"--out {out} was made from another {key}; give another --out, or remove it")
+
+
+def begun(out: str, config: TrainingConfig, made_from: dict[str, str]) -> Path:
+    """The folder of the states of an unfinished run, which says what makes them.
+
+    Raises:
+        ConfigError: an unfinished run with other settings or of other data is there.
+    """
+    home = storage.local(f"{out}{UNFINISHED}")
+    if (home / checkpoints.DESCRIPTION).is_file():
+        found = storage.read_json(home / checkpoints.DESCRIPTION, "--out")
+        refuse_other_settings(home, found["settings"], config)
+        _refuse_other_origin(home, found["made_from"], made_from)
+    else:
+        home.mkdir(parents=True, exist_ok=True)
+        told = {"settings": config.model_dump(), "made_from": made_from}
+        storage.write_json(home / checkpoints.DESCRIPTION, told)
+    return home
+
+
+def state_in(home: Path) -> State | None:
+    """The state that an unfinished run kept last."""
+    if not (home / STATE).is_file():
+        return None
+    return from_bytes((home / STATE).read_bytes(), str(home / STATE))

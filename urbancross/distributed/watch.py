@@ -66,6 +66,11 @@ class Watch:
         self.heard = time.monotonic()
         self.finished += count
 
+    def back_to(self, count: int) -> None:
+        """So many are done, whatever was counted before."""
+        self.heard = time.monotonic()
+        self.finished = count
+
     def start(self, name: str, worker: str, hung: str | None = None) -> Orders:
         """A worker takes a shard; if another one had it and never came back, that one died.
 
