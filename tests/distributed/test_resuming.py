@@ -1,0 +1,84 @@
+"""A training whose worker, or whose driver, is killed in the middle ends with the bits of an unbroken one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from urbancross import cli
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from urbancross.cli import main
+if os.environ.get("URBANCROSS_FAILPOINTS_ONCE"):
+    Path(os.environ["URBANCROSS_FAILPOINTS_ONCE"], "driver.pid").write_text(str(os.getpid()))
+main(sys.argv.pop(1))
+"""
+
+
+def program(verb: str, failpoints: str, home: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """A verb in a process, and on a Ray, of its own."""
+    once = home / "once"
+    once.mkdir(exist_ok=True)
+    told = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
+    if failpoints:
+        told |= {"URBANCROSS_FAILPOINTS": failpoints, "URBANCROSS_FAILPOINTS_ONCE": str(once)}
+    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-c", PROGRAM, verb, *flags]
+    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def home(captioned_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive with features, and an unbroken pretraining."""
+    home = tmp_path_factory.mktemp("resuming")
+    done = program("ingest", "", home, source=captioned_set, archive=home / "a", domain="d", workers=1)
+    assert done.returncode == 0, done.stderr
+    done = program("pretrain", "", home, out=home / "whole", **learning(home))
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+def learning(home: Path) -> dict[str, Any]:
+    return {
+        "archive": home / "a", "head_epochs": 6, "head_batch": 10, "width": 32, "checkpoint_steps": 2, "workers": 2,
+        "dropout": 0.3,
+    }  # fmt: skip
+
+
+def same(one: Path, other: Path) -> bool:
+    weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    events, theirs = ((folder / "events.jsonl").read_text() for folder in (one, other))
+    return events == theirs and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_a_worker_that_is_killed_costs_steps_and_changes_nothing(home: Path):
+    done = program("pretrain", "training.step:8=kill", home, out=home / "worker", **learning(home))
+    assert done.returncode == 0, done.stderr
+    assert (home / "once" / "training.step.fired").exists()
+    assert "pretrain: a worker died; the team starts anew, 1 of 2 times" in done.stderr
+    assert same(home / "worker", home / "whole")
+    assert not (home / "worker.unfinished").exists()
+
+
+def test_a_run_that_is_killed_goes_on_with_the_same_command_and_no_other(home: Path):
+    (home / "once" / "training.step.fired").unlink(missing_ok=True)
+    done = program("pretrain", "training.step:8=kill-run", home, out=home / "run", **learning(home))
+    assert done.returncode == -9
+    assert not (home / "run").exists()
+    assert json.loads((home / "run.unfinished" / "checkpoint.json").read_text())["settings"]["head_epochs"] == 6
+    other = program("pretrain", "", home, out=home / "run", **learning(home) | {"seed": 5})
+    assert other.returncode == cli.BAD_INPUT
+    assert "run.unfinished was made with seed=0, now seed=5; give another --out, or remove it" in other.stderr
+    done = program("pretrain", "", home, out=home / "run", **learning(home))
+    assert done.returncode == 0, done.stderr
+    assert same(home / "run", home / "whole")

@@ -1,0 +1,100 @@
+"""Which tiles and texts of a domain may belong together, where nobody has paired them.
+
+Similarity across the two modalities is weak and full of hubs; similarity within each is strong. So each tile takes over
+some of what its neighbours say, and each text of its own; then every tile and every text gets its fair share.
+
+N = tiles, M = distinct texts, F = feature width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urbancross.errors import ConfigError
+
+BLOCK = 4096  # rows of a similarity matrix that are held at once
+
+
+def neighbours(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The nearest other rows of each row by cosine, and how much each of them counts.
+
+    Args:
+        features: [N, F].
+        count: neighbours per row; fewer where there are fewer rows.
+
+    Returns:
+        [N, count] int64 rows, [N, count] weights: cosines cut at 0, each row's sum 1 (0 where it has none).
+    """
+    rows = F.normalize(features, dim=1)
+    count = min(count, len(rows) - 1)
+    if count < 1:
+        return torch.empty(len(rows), 0, dtype=torch.int64), torch.empty(len(rows), 0)
+    found, near = [], []
+    for start in range(0, len(rows), BLOCK):
+        similarity = rows[start : start + BLOCK] @ rows.T
+        similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf
+        values, indices = similarity.topk(count, dim=1)
+        found.append(indices)
+        near.append(values.clamp(min=0))
+    weights = torch.cat(near)
+    return torch.cat(found), weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def spread(
+    scores: Tensor, tiles: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor], share: float, rounds: int
+) -> Tensor:
+    """Mix each score with those of the neighbours of its tile and of its text, again and again.
+
+    A <- (1 - share) S + share W A V^T, label spreading (Zhou et al., NIPS 2003, eq. 2) in both directions.
+
+    Args:
+        scores: [N, M].
+        tiles: neighbours of tiles, from `neighbours`.
+        texts: neighbours of texts.
+        share: in [0, 1); 0 changes nothing.
+        rounds: how far word gets about.
+
+    Returns:
+        [N, M].
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"a share of {share} taken from neighbours; wanted one in [0, 1)")
+    mixed = scores
+    for _ in range(rounds if share else 0):
+        near = _averaged(_averaged(mixed, *tiles).T, *texts).T
+        mixed = (1 - share) * scores + share * near
+    return mixed
+
+
+def _averaged(rows: Tensor, near: Tensor, weights: Tensor) -> Tensor:
+    """Each row's weighted mean of its neighbours: [N, M]; rows without neighbours stay."""
+    if not near.shape[1]:
+        return rows
+    mean = torch.zeros_like(rows)
+    for nth in range(near.shape[1]):  # [N, count, M] at once would be large
+        mean += weights[:, nth, None] * rows[near[:, nth]]
+    return mean
+
+
+def balanced(scores: Tensor, tile_share: Tensor, text_share: Tensor, temperature: float, rounds: int = 100) -> Tensor:
+    """The plan that follows the scores while every tile and every text gets its share (Sinkhorn, arXiv 1306.0895).
+
+    Without the shares a few texts, the hubs, would take most tiles.
+
+    Args:
+        scores: [N, M].
+        tile_share: [N], sums to 1.
+        text_share: [M], sums to 1: how often each text occurs in the domain.
+        temperature: smaller is more certain.
+        rounds: of scaling rows and columns.
+
+    Returns:
+        [N, M] not negative; columns sum to `text_share`, rows nearly to `tile_share`.
+    """
+    kernel = scores / temperature
+    rows, columns = tile_share.log(), text_share.log()
+    g = torch.zeros_like(columns)
+    for _ in range(rounds):
+        f = rows - torch.logsumexp(kernel + g, dim=1)
+        g = columns - torch.logsumexp(kernel + f[:, None], dim=0)
+    return (kernel + f[:, None] + g).exp()
