@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from urbancross import losses, metrics, resuming, training
+from urbancross import adaptation, losses, metrics, resuming, training
 from urbancross.config import AdaptConfig, PretrainConfig
 from urbancross.errors import CheckpointError, TrainingError
 from urbancross.models.dual_encoder import DualEncoder, Head
@@ -73,7 +73,7 @@ def pretrained(
     return model
 
 
-def adaptation(**settings: Any) -> AdaptConfig:
+def adapting(**settings: Any) -> AdaptConfig:
     return AdaptConfig(
         checkpoint="c", source="s", target="t", out="o", **{"target_batch": 16, "ratio": 3, "steps": 60} | settings
     )
@@ -218,7 +218,7 @@ def test_closeness_to_the_target_needs_no_pairing():
         target.images, target.texts[order], target.starts, target.text_keys[order], target.segments, target.present
     )
     torch.testing.assert_close(
-        training.reference_closeness(model, source, target), training.reference_closeness(model, source, shuffled)
+        adaptation.reference_closeness(model, source, target), adaptation.reference_closeness(model, source, shuffled)
     )
 
 
@@ -232,7 +232,7 @@ def test_closeness_is_the_mean_cosine_with_the_targets_pairs():
     def h(image: Tensor, text: Tensor) -> Tensor:
         return nn.functional.normalize(torch.cat([v(image[None])[0], u(text[None])[0]]), dim=0)
 
-    for caption, found in enumerate(training.reference_closeness(model, source, one_caption)):
+    for caption, found in enumerate(adaptation.reference_closeness(model, source, one_caption)):
         mine = h(source.images[caption // 2], source.texts[caption])
         slow = sum(mine @ h(one_caption.images[i], one_caption.texts[i]) for i in range(4)) / 4
         torch.testing.assert_close(found, slow, rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
@@ -241,8 +241,8 @@ def test_closeness_is_the_mean_cosine_with_the_targets_pairs():
 def test_the_curriculum_lets_the_closest_in_first_and_all_in_the_end():
     source = pairs(40)
     close = torch.linspace(0, 1, 80)
-    drawn = training.candidates(source, close, 40, 0.25, "linear", torch.Generator().manual_seed(0), world=2)
-    everyone = training.candidates(source, close, 40, 1.0, "linear", torch.Generator().manual_seed(0), world=2)
+    drawn = adaptation.candidates(source, close, 40, 0.25, "linear", torch.Generator().manual_seed(0), world=2)
+    everyone = adaptation.candidates(source, close, 40, 1.0, "linear", torch.Generator().manual_seed(0), world=2)
     assert len(drawn.rows) == 10
     assert len(everyone.rows) == 40
     assert set(drawn.captions.flatten().tolist()) == set(sorted(everyone.captions.flatten().tolist())[-10:])
@@ -255,10 +255,10 @@ def test_the_adversary_brings_the_domains_together_and_helps_the_target(seed: in
 
     def adapted(adversary_weight: float) -> DualEncoder:
         model = pretrained(source, head_epochs=6)
-        config = adaptation(
+        config = adapting(
             adversary_weight=adversary_weight, head_lr=5e-4, segment_weight=0, steps=200, target_batch=32, seed=seed
         )
-        training.adapt(model, source, target, config, training.ALONE, lambda event: None)
+        adaptation.adapt(model, source, target, config, training.ALONE, lambda event: None)
         return model
 
     def distance(model: DualEncoder) -> float:
@@ -276,8 +276,8 @@ def test_the_adversary_brings_the_domains_together_and_helps_the_target(seed: in
 @pytest.mark.parametrize("weights", ["similarity", "iwan", "uniform", "shuffled"])
 def test_every_weighting_and_loss_runs_and_tells_its_curves(loss: str, weights: str):
     events: list[dict] = []
-    config = adaptation(loss=loss, weights=weights, steps=4, pace_start=0.5)
-    training.adapt(pretrained(pairs(), head_epochs=1), pairs(), pairs(seed=7), config, training.ALONE, events.append)
+    config = adapting(loss=loss, weights=weights, steps=4, pace_start=0.5)
+    adaptation.adapt(pretrained(pairs(), head_epochs=1), pairs(), pairs(seed=7), config, training.ALONE, events.append)
     assert [event["step"] for event in events] == [1, 2, 3, 4]
     assert events[0]["pace"] == pytest.approx(0.5)
     assert events[-1]["pace"] == 1.0
@@ -336,8 +336,8 @@ def test_a_pretraining_that_was_stopped_ends_with_the_bits_of_one_that_was_not(s
 def test_an_adaptation_that_was_stopped_ends_with_the_bits_of_one_that_was_not(step: int):
     def learn(on_step: Callable, memory: Memory) -> DualEncoder:
         model = pretrained(pairs(), head_epochs=2)
-        config = adaptation(steps=12, loss="triplet", weights="iwan", adversary_weight=1.0, pace="random")
-        training.adapt(model, pairs(), pairs(seed=7, shift=1.0), config, training.ALONE, on_step, memory)
+        config = adapting(steps=12, loss="triplet", weights="iwan", adversary_weight=1.0, pace="random")
+        adaptation.adapt(model, pairs(), pairs(seed=7, shift=1.0), config, training.ALONE, on_step, memory)
         return model
 
     unbroken: list[dict] = []

@@ -1,11 +1,10 @@
-"""Pretraining and adaptation on tensors: one process of a team, any device, nothing of Ray.
+"""Pretraining on tensors: one process of a team, any device, nothing of Ray.
 
 Every process holds the same order of pairs, works on its part of each batch, and sees the whole batch's embeddings
 through `Team.gather`, whose gradient flows back to the process that made them. With gradients averaged over the team,
 W processes with B/W pairs each take the same steps as one with B.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from urbancross import curriculum, losses
-from urbancross.config import AdaptConfig, PretrainConfig
+from urbancross import losses
+from urbancross.config import PretrainConfig
 from urbancross.errors import TrainingError
-from urbancross.models.discriminator import Discriminator
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Batch, Pairs
 from urbancross.resuming import Memory, Moving, drawn
@@ -64,7 +62,7 @@ def pretrain(
         stage: str, epochs: int, size: int, groups: list[dict[str, Any]], see: Callable[[Batch, int], Tensor]
     ) -> None:
         steps = epochs * pairs.steps_per_epoch(size)
-        optimiser, schedule = _one_cycle(groups, config.weight_decay, steps)
+        optimiser, schedule = one_cycle(groups, config.weight_decay, steps)
         moving = Moving([optimiser], schedule)
         done = memory.restore(stage, moving)
         batches = pairs.batches(size, done + 1, steps, config.seed, config.captions_per_tile)
@@ -74,7 +72,7 @@ def pretrain(
             loss_of = losses.contrast(config.loss, encoder.inverse_temperature(), bias, config.margin)
             terms = contrastive_terms(encoder, pairs, batch, part, see(part, step), team, loss_of)
             loss = terms["tile_text"] + config.segment_weight * terms.get("segment_text", 0.0)
-            _descend(loss, [optimiser], schedule, team)
+            descend(loss, [optimiser], schedule, team)
             told = {name: term.item() for name, term in terms.items()}
             rate = {"lr": schedule.get_last_lr()[0], "scale": encoder.inverse_temperature().item()}
             on_step(
@@ -168,138 +166,7 @@ def pool(encoder: DualEncoder, pairs: Pairs, part: Batch) -> Tensor:
     return losses.pool_segments(segments, pairs.present[part.rows].to(encoder.device))
 
 
-@torch.inference_mode()
-def reference_closeness(encoder: DualEncoder, source: Pairs, target: Pairs) -> Tensor:
-    """How close each source caption, with its tile, is to the target domain: [M].
-
-    The mean over target pairs of [v; u] is [mean v; mean u], so the target's tiles and texts need no pairing.
-    """
-
-    def embed(kind: str, features: Tensor) -> Tensor:
-        return encoder.heads[kind](features.to(encoder.device)).cpu()
-
-    v, u = embed("image", source.images), embed("text", source.texts)
-    centre_v, centre_u = embed("image", target.images).mean(dim=0), embed("text", target.texts).mean(dim=0)
-    tile = torch.repeat_interleave(torch.arange(len(source)), source.starts.diff())
-    centre = torch.cat([centre_v, centre_u]) / math.sqrt(2)  # both halves of h are unit vectors over the root of two
-    parts = [
-        curriculum.closeness(curriculum.pair_embedding(v[tile[i : i + 8192]], u[i : i + 8192]), centre)
-        for i in range(0, len(u), 8192)
-    ]
-    return torch.cat(parts)
-
-
-def adapt(
-    encoder: DualEncoder,
-    source: Pairs,
-    target: Pairs,
-    config: AdaptConfig,
-    team: Team,
-    on_step: Callable[[Event], None],
-    memory: Memory = FORGETFUL,
-) -> None:
-    """Carry the heads from source to target (UrbanCross, arXiv 2404.14241): curriculum, weights, adversary, triplet.
-
-    L = L_source + adversary_weight * (L_adv(v) + L_adv(u)) + segment_weight * L(Z, U), on the chosen source pairs.
-    """
-    close = reference_closeness(encoder, source, target).clone()  # by the pretrained encoder, before it moves
-    kinds = ["image", "text", *(["segment"] if source.present.any() else [])]
-    heads = nn.ModuleList([encoder.heads[kind] for kind in kinds])
-    torch.manual_seed(config.seed)  # the discriminators' first weights
-    judges = nn.ModuleDict({kind: Discriminator(encoder.width) for kind in ("image", "text")}).to(encoder.device)
-    size = min(config.target_batch, len(target)) // team.world * team.world
-    bias = nn.Parameter(torch.tensor(losses.first_bias(config.ratio * size), device=encoder.device))
-    groups = [{"params": [*heads.parameters(), encoder.scale, bias], "lr": config.head_lr}]
-    optimiser, schedule = _one_cycle(groups, config.weight_decay, config.steps)
-    # The discriminators keep their rate: one that slows down with the encoder no longer sees what is left of the gap.
-    judging = torch.optim.AdamW(judges.parameters(), lr=config.discriminator_lr, weight_decay=config.weight_decay)
-    moving = Moving([optimiser, judging], schedule, list(judges.buffers()))
-    done = memory.restore("adapt", moving)
-    for step in range(done + 1, config.steps + 1):
-        generator = drawn(config.seed, "adapt", step)
-        progress = (step - 1) / max(config.steps - 1, 1)
-        share = curriculum.pace(progress, config.pace, config.pace_start)
-        batch = candidates(source, close, config.ratio * size, share, config.pace, generator, team.world)
-        part = batch.part(team.rank, team.world)
-        v = team.gather(encoder.heads["image"](source.images[part.rows].to(encoder.device)))
-        u = team.gather(encoder.heads["text"](source.texts[part.captions.flatten()].to(encoder.device)))
-        # The target's tiles and texts are drawn apart: no pairing is used.
-        tiles = torch.randperm(len(target), generator=generator)[:size].chunk(team.world)[team.rank]
-        texts = torch.randperm(len(target.texts), generator=generator)[:size].chunk(team.world)[team.rank]
-        target_v = team.gather(encoder.heads["image"](target.images[tiles].to(encoder.device)))
-        target_u = team.gather(encoder.heads["text"](target.texts[texts].to(encoder.device)))
-
-        weights = curriculum.source_weights(
-            close[batch.captions.flatten()].to(encoder.device),
-            config.weights,
-            logits=judges["image"](v).detach(),
-            generator=generator,
-        )
-        positive = losses.positives(batch.rows, source.text_keys[batch.captions]).to(encoder.device)
-        margin = curriculum.margin(progress, config.margin_start, config.margin_end)
-        contrast = "infonce" if config.loss == "triplet" else config.loss
-        loss_of = losses.contrast(contrast, encoder.inverse_temperature(), bias, margin)
-        strength = curriculum.reversal_strength(progress, config.reversal_max)
-        terms = {
-            "source": losses.weighted_triplet(v, u, positive, margin, weights, config.negative)
-            if config.loss == "triplet"
-            else loss_of(v, u, positive)
-        }
-        right = []
-        for kind, from_source, from_target in (("image", v, target_v), ("text", u, target_u)):
-            of_source = judges[kind](losses.reverse_gradient(from_source, strength))
-            of_target = judges[kind](losses.reverse_gradient(from_target, strength))
-            terms[f"adversary_{kind}"] = losses.adversarial(of_source, of_target, weights)
-            right += [(of_source > 0).float().mean(), (of_target <= 0).float().mean()]
-        loss = terms["source"] + config.adversary_weight * (terms["adversary_image"] + terms["adversary_text"])
-        if "segment" in kinds:
-            z = team.gather(pool(encoder, source, part))
-            has_segment = source.present[batch.rows].any(dim=1).to(encoder.device)
-            terms["segment_text"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
-            loss = loss + config.segment_weight * terms["segment_text"]
-        _descend(loss, [optimiser, judging], schedule, team)
-        on_step(
-            {
-                "stage": "adapt",
-                "step": step,
-                "steps": config.steps,
-                "loss": loss.item(),
-                "triplet" if config.loss == "triplet" else "tile_text": terms["source"].item(),
-                "adversary": (terms["adversary_image"] + terms["adversary_text"]).item() / 2,
-                "pace": len(batch.rows) / min(config.ratio * size, len(source)),
-                "effective_sample_size": curriculum.effective_sample_size(weights) / len(weights),
-                "discriminator_accuracy": torch.stack(right).mean().item(),
-                "reversal": strength,
-            }
-            | ({"margin": margin} if config.loss in ("triplet", "hinge") else {})
-            | ({"segment_text": terms["segment_text"].item()} if "segment_text" in terms else {})
-        )
-        memory.after("adapt", step, config.steps, moving)
-    see_segments_as_tiles(encoder, source)
-    encoder.eval()
-
-
-def candidates(
-    source: Pairs,
-    close: Tensor,
-    count: int,
-    share: float,
-    kind: curriculum.Pace,
-    generator: torch.Generator,
-    world: int,
-) -> Batch:
-    """The share of `count` random source pairs that the curriculum lets in, closest to the target first.
-
-    Their number is rounded to a multiple of the team's size, up where there are enough candidates.
-    """
-    rows = torch.randperm(len(source), generator=generator)[: min(count, len(source)) // world * world]
-    drawn = source.choose(rows, generator)
-    wanted = math.ceil(math.ceil(share * len(rows) - 1e-9) / world) * world
-    kept = curriculum.select(close[drawn.captions.flatten()], wanted / len(rows), kind, generator)
-    return Batch(drawn.rows[kept], drawn.captions[kept])
-
-
-def _one_cycle(
+def one_cycle(
     groups: list[dict[str, Any]], weight_decay: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
     optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
@@ -310,7 +177,7 @@ def _one_cycle(
     )
 
 
-def _descend(
+def descend(
     loss: Tensor,
     optimisers: list[torch.optim.Optimizer],
     schedule: torch.optim.lr_scheduler.LRScheduler,

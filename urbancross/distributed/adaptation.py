@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from urbancross import storage, training
+from urbancross import adaptation, storage, training
 from urbancross.config import AdaptConfig
 from urbancross.distributed.features import make_features
 from urbancross.distributed.training import (
@@ -42,7 +42,7 @@ def run(config: AdaptConfig) -> Balance:
         source_pairs = load_pairs(source, of_source, config.split)
         target_pairs = load_pairs(target, of_target, config.split)
         encoder = checkpoints.load(model, config.device)
-        training.adapt(encoder, source_pairs, target_pairs, config, team, on_step, memory)
+        adaptation.adapt(encoder, source_pairs, target_pairs, config, team, on_step, memory)
         return Trained(encoder, model.base, model.towers, config.model_dump(), made_from)
 
     train(work, config, config.out, "adapt", config.steps, made_from)
