@@ -38,6 +38,7 @@ VERBS = {
     "explain": Verb(settings.ExplainConfig, "urbancross.explain:run"),
     "search": Verb(settings.SearchConfig, "urbancross.search:run"),
     "evaluate": Verb(settings.EvaluateConfig, "urbancross.distributed.evaluation:run"),
+    "audit-splits": Verb(settings.AuditConfig, "urbancross.distributed.auditing:run"),
     "export": Verb(settings.ExportConfig, "urbancross.export:run"),
     "gallery": Verb(settings.GalleryConfig, "urbancross.report.gallery:run"),
     "report": Verb(settings.ReportConfig, "urbancross.report.gather:run"),

@@ -131,6 +131,10 @@ RANKS = pa.schema(
 )
 
 
+# Perceptual hashes of a tile as it is, and in its seven other rotations and flips.
+HASHES = pa.schema([TILE_ID, pa.field("hashes", pa.list_(pa.uint64(), 8)), FAILURE])
+
+
 def embeddings(width: int) -> pa.Schema:
     """One unit vector `[width]` per tile."""
     return pa.schema([TILE_ID, pa.field("vector", pa.list_(pa.float32(), width)), FAILURE])

@@ -12,6 +12,7 @@ from urbancross.storage import Place
 Columns = Mapping[str, Sequence[str] | None]  # table name to the columns wanted; None: all
 
 MAKER = ".made-by.json"  # beside the shards: what makes them, claimed before the first one
+AUDIT = "audit.json"  # in an archive: which splits leak into which
 ROWS = ".rows.json"  # in `plan`: rows of each of its shards, and so of every table's
 NO_TILES = {"map", "runs", "checkpoints", "index"}  # kinds of what lies in an archive and has no row for a tile
 NOT_RESULT = {"notes", "run"}  # what a maker says beside what changes its result
@@ -212,6 +213,22 @@ def require_split(archive: Place, split: str) -> None:
     """
     if storage.shards(archive / "tiles") and not has_split(archive, split):
         raise ConfigError(f"{archive} has no tile of split {split}; choose another with --split")
+
+
+def require_tight(archive: Place, split: str) -> None:
+    """Stop before any work where an audit found that the train split leaks into this one.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for leak in (storage.json_or_none(archive / AUDIT, "audit") or {}).get("leaks", []):
+        if leak["split"] == split and leak["from"] == "train" and (leak["near_copies"] or leak["neighbours"]):
+            of = f" of {leak['archive']}" if leak["archive"] else ""
+            raise ConfigError(
+                f"split {split} of {archive} leaks: {leak['near_copies']:,} of its {leak['tiles']:,} tiles have a "
+                f"near-copy in train{of}, {leak['neighbours']:,} a neighbour; give --allow-leaks to evaluate it all "
+                "the same"
+            )
 
 
 def embeddings_by(archive: Place, fingerprint: str, kind: str = "embeddings") -> str | None:

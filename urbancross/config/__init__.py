@@ -1,6 +1,7 @@
 """One settings model per verb. A default lives here and nowhere else."""
 
 from urbancross.config.asking import (
+    AuditConfig,
     DemoConfig,
     ExplainConfig,
     ExportConfig,
@@ -17,6 +18,7 @@ from urbancross.config.making import CaptionConfig, EmbedConfig, GeotagConfig, I
 __all__ = [
     "AdaptConfig",
     "ArchiveConfig",
+    "AuditConfig",
     "CaptionConfig",
     "Config",
     "DemoConfig",

@@ -88,6 +88,26 @@ class ReportConfig(Config):
     """Seed of what is drawn for figures."""
 
 
+class AuditConfig(StageConfig):
+    """Say which splits leak: tiles with a near-copy, or a neighbour on the ground, in another split.
+
+    Near-copies are found in any of the eight rotations and flips. `evaluate` refuses a split that leaks.
+    """
+
+    against: str | None = None
+    """Another archive whose splits are compared too, such as the one that a model was trained on."""
+    reach: int = Field(default=4, ge=0, le=15)
+    """Bits of 63 in which the perceptual hashes of near-copies may differ."""
+    embeddings: Variant | None = None
+    """Variant of the embeddings table; near-copies must then be alike there as well."""
+    min_cosine: float = Field(default=0.9, ge=-1, le=1)
+    """With --embeddings: the least cosine of near-copies."""
+    buffer_tiles: NonNegativeFloat = 1.0
+    """How near a neighbour is, in widths of a tile."""
+    batch_tiles: PositiveInt = 256
+    """Tiles that one actor hashes at a time."""
+
+
 class ExportConfig(ArchiveConfig):
     """Write the segments of an archive as GeoParquet polygons, a file per reference system.
 

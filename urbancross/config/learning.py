@@ -152,6 +152,8 @@ class EvaluateConfig(ArchiveConfig, WorkersConfig):
     """Tiles per forward pass of one actor."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where an actor computes."""
+    allow_leaks: bool = False
+    """Evaluate a split although audit-splits found that it leaks."""
     bootstrap: PositiveInt = 1000
     """Resamples behind the 95 % interval, clustered by tile."""
     seed: int = 0

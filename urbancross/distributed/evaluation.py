@@ -18,7 +18,7 @@ from urbancross.models import checkpoints
 from urbancross.pairs import text_key
 from urbancross.runs import Balance, count_failures
 from urbancross.storage import Place
-from urbancross.tables import embeddings_by, read_aligned, require_split, row_counts, table_of
+from urbancross.tables import embeddings_by, read_aligned, require_split, require_tight, row_counts, table_of
 
 
 class PairEncoder:
@@ -78,6 +78,8 @@ def run(config: EvaluateConfig) -> Balance:
     check_source(archive, "tiles", ["image", "split"], names)
     check_source(archive, captions, ["captions"], names)
     require_split(archive, config.split)
+    if not config.allow_leaks:
+        require_tight(archive, config.split)
     connect()
     with counted(
         f"evaluate {config.split} of {archive.name}", sum(row_counts(archive, "tiles", names).values())
