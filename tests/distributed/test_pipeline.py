@@ -50,6 +50,7 @@ def test_pretraining_learns(home: Path):
     assert told[-1]["segment_text"] < told[0]["segment_text"]
 
 
+@pytest.mark.slow
 def test_one_worker_learns_what_two_workers_learn(home: Path):
     """The contrastive loss sees the whole batch, whoever embeds it."""
     run("pretrain", out=str(home / "alone"), workers=1, **pretraining(home))
