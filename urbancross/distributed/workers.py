@@ -202,7 +202,10 @@ class StallGuard:
 
     def left_by_the_last(self, name: str) -> str | None:
         """The stacks of a process that was ended at this shard, if it was for that."""
-        for file in self.folder.glob("*.txt"):
+        files: list[Path] = []
+        with suppress(FileNotFoundError):
+            files = list(self.folder.iterdir())
+        for file in files:
             with suppress(FileNotFoundError):  # of a worker that ended just now
                 shard, _, text = file.read_text(errors="replace").partition("\n")
                 if shard == name:
