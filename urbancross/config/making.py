@@ -1,5 +1,6 @@
 """Verbs that make tables."""
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -120,6 +121,12 @@ class CaptionConfig(StageConfig):
         return self
 
 
+SAM_FLAGS = (
+    "sha256", "mode", "points_per_side", "input_px", "precision", "pred_iou_thresh", "stability_score_thresh",
+    "box_nms_thresh", "points_per_batch", "encoder_batch", "compile", "device",
+)  # fmt: skip
+
+
 class SegmentConfig(StageConfig):
     """Cut every tile into segments, ranked without its caption (table `segments@NAME`)."""
 
@@ -137,7 +144,7 @@ class SegmentConfig(StageConfig):
     """Tiles that an actor reads, decodes and reports together."""
     checkpoint: str | None = None
     """sam: weights of a vit_b, vit_l or vit_h, or of a model of their kind: a .pth or .safetensors, or its URL."""
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
+    sha256: str | None = None
     """sam: digest that the weights must have, or its first digits; official names of weights end with theirs."""
     mode: Literal["exact", "fast"] = "exact"
     """sam: exact gives the masks of segment-anything's own generator; fast sets the three flags below lower."""
@@ -166,6 +173,12 @@ class SegmentConfig(StageConfig):
     def _has_weights(self) -> Self:
         if (self.engine == "sam") != bool(self.checkpoint):
             raise ValueError("--engine sam and --checkpoint WEIGHTS go together")
+        fields = type(self).model_fields
+        idle = [name for name in SAM_FLAGS if getattr(self, name) != fields[name].default]
+        if self.engine != "sam" and idle:
+            raise ValueError(f"--{idle[0].replace('_', '-')} means nothing to --engine {self.engine}; leave it out")
+        if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", self.sha256):
+            raise ValueError(f"--sha256 {self.sha256}: 8 to 64 hexadecimal digits are wanted")
         if self.checkpoint and "://" in self.checkpoint and ("@" in self.checkpoint or "?" in self.checkpoint):
             raise ValueError(
                 "--checkpoint: a URL with a password or a signature would be kept; download the file first"
