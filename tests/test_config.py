@@ -195,7 +195,6 @@ def test_captioning_that_cannot_work_is_refused_in_one_line(flags, message, caps
     [
         ("segment", ["--engine", "grid", "--sha256", "deadbeef"], "--sha256 means nothing to --engine grid"),
         ("segment", ["--mode", "fast"], "--mode means nothing to --engine felzenszwalb"),
-        ("segment", ["--engine", "sam", "--checkpoint", "s.pth", "--sha256", "xyz"], "8 to 64 hexadecimal digits"),
         ("segment", ["--checkpoint", "s.pth"], "go together"),
         ("pretrain", ["--out", "o", "--min-score", "0.5"], "mean nothing without --order caption"),
     ],

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -149,7 +150,6 @@ def test_the_metadata_is_geoparquet_with_the_system_and_what_made_the_segments(a
 
 
 def test_geopandas_opens_a_file_in_its_own_system(archive: Path, tmp_path: Path):
-    geopandas = pytest.importorskip("geopandas")
     export(archive, tmp_path / "out")
     frame = geopandas.read_parquet(tmp_path / "out" / "segments-EPSG-32635.parquet")
     assert frame.crs.to_epsg() == 32635

@@ -17,8 +17,7 @@ MADE_BY_VERB = {
     "segments": "segment",
     "ranks": "rank",
     "embeddings": "embed",
-    "segment_embeddings": "embed --segments ...",
-    "geotags": "geotag",
+    "features": "pretrain",
 }
 ROWS = ".rows.json"  # in `plan`: rows of each of its shards, and so of every table's
 NO_TILES = {"map", "runs", "checkpoints", "index"}  # kinds of what lies in an archive and has no row for a tile

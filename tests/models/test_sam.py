@@ -182,7 +182,7 @@ def test_a_local_file_is_checked_against_a_given_digest(tmp_path):
     assert models.weights(str(path), DIGEST.upper()) == path
     with pytest.raises(CheckpointError, match="has SHA-256"):
         models.weights(str(path), "0" * 8)
-    for wrong in ("abc", "xyz" * 5, "0" * 65):
+    for wrong in ("xyz", "abc", "xyz" * 5, "0" * 65):
         with pytest.raises(ConfigError, match="hexadecimal"):
             models.weights(str(path), wrong)
 

@@ -1,6 +1,5 @@
 """Verbs that make tables."""
 
-import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -121,12 +120,6 @@ class CaptionConfig(StageConfig):
         return self
 
 
-SAM_FLAGS = (
-    "sha256", "mode", "points_per_side", "input_px", "precision", "pred_iou_thresh", "stability_score_thresh",
-    "box_nms_thresh", "points_per_batch", "encoder_batch", "compile", "device",
-)  # fmt: skip
-
-
 class SegmentConfig(StageConfig):
     """Cut every tile into segments, ranked without its caption (table `segments@NAME`)."""
 
@@ -173,12 +166,12 @@ class SegmentConfig(StageConfig):
     def _has_weights(self) -> Self:
         if (self.engine == "sam") != bool(self.checkpoint):
             raise ValueError("--engine sam and --checkpoint WEIGHTS go together")
-        fields = type(self).model_fields
-        idle = [name for name in SAM_FLAGS if getattr(self, name) != fields[name].default]
+        of_sam = {
+            name: told for name, told in type(self).model_fields.items() if (told.description or "").startswith("sam:")
+        }
+        idle = [name for name, told in of_sam.items() if getattr(self, name) != told.default]
         if self.engine != "sam" and idle:
             raise ValueError(f"--{idle[0].replace('_', '-')} means nothing to --engine {self.engine}; leave it out")
-        if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", self.sha256):
-            raise ValueError(f"--sha256 {self.sha256}: 8 to 64 hexadecimal digits are wanted")
         if self.checkpoint and "://" in self.checkpoint and ("@" in self.checkpoint or "?" in self.checkpoint):
             raise ValueError(
                 "--checkpoint: a URL with a password or a signature would be kept; download the file first"

@@ -185,7 +185,7 @@ class StallGuard:
             finally:
                 self.file = None
                 faulthandler.cancel_dump_traceback_later()
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)  # who was given this shard anew may have read it and taken it away
         with suppress(OSError):  # another worker is at work
             self.folder.rmdir()
 
