@@ -9,6 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from urbancross import cli, tables
+from urbancross.errors import ConfigError
+
 
 def urbancross(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -68,3 +71,10 @@ def test_a_table_of_another_schema_is_refused_with_the_columns_that_differ(tmp_p
     assert len(ran.stderr.strip().splitlines()) == 1
     assert "tiles does not fit its schema (failure: want string, found no such column; image: want binary" in ran.stderr
     assert [path.name for path in table.parent.iterdir()] == ["tiles"]
+
+
+@pytest.mark.parametrize("kind", ["captions", "segments", "ranks", "embeddings", "features"])
+def test_a_table_that_is_not_there_comes_with_the_verb_that_makes_it(tmp_path, kind):
+    with pytest.raises(ConfigError, match=f"has no {kind} table; make one first with urbancross ") as told:
+        tables.table_of(tmp_path, kind, None, kind)
+    assert str(told.value).rpartition(" ")[2] in cli.VERBS

@@ -176,7 +176,7 @@ def test_a_query_keeps_its_commas_and_quotes():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--name", "../evil"], "--name: String should match pattern"),
+        (["--name", "../evil"], "--name: want letters, digits"),
         (["--no-tags", "--shuffle-tags"], "--shuffle-tags wants tags"),
         (["--engine", "vllm"], "--engine vllm wants --model"),
         (["--engine-args", "{a"], "--engine-args is no JSON"),
@@ -185,6 +185,24 @@ def test_a_query_keeps_its_commas_and_quotes():
 def test_captioning_that_cannot_work_is_refused_in_one_line(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
         from_command_line(config.CaptionConfig, ["--archive", "a", *flags], "caption")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "message"),
+    [
+        ("segment", ["--engine", "grid", "--sha256", "deadbeef"], "--sha256 means nothing to --engine grid"),
+        ("segment", ["--mode", "fast"], "--mode means nothing to --engine felzenszwalb"),
+        ("segment", ["--checkpoint", "s.pth"], "go together"),
+        ("pretrain", ["--out", "o", "--min-score", "0.5"], "mean nothing without --order caption"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(kind, flags, message, capsys):
+    of = {"segment": config.SegmentConfig, "pretrain": config.PretrainConfig}[kind]
+    with pytest.raises(SystemExit) as stop:
+        from_command_line(of, ["--archive", "a", *flags], kind)
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

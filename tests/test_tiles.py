@@ -1,4 +1,5 @@
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,8 @@ def test_cells_in_degrees_have_the_bounds_that_their_pixels_have(tmp_path):
     assert last.window == (4, 2, 6, 4)
     assert last.bounds == pytest.approx((24.004, 59.996, 24.006, 59.998), abs=1e-9)
     assert last.crs == "EPSG:4326"
-    assert last.gsd_m == pytest.approx(111.32)  # 0.001 degrees of latitude
+    # 0.001 degrees are 111.32 m from south to north, and at 60 degrees half of that from west to east.
+    assert last.gsd_m == pytest.approx(111.32 * math.sqrt(0.5), rel=1e-4)
     assert last.datetime is None
 
 

@@ -39,6 +39,7 @@ LARGEST = 0.6  # a tag that covers more of the tile than a segment may is no ans
 ORDERS = ("caption", "quality", "area", "random")
 SEEDS = 20  # of the random order
 SAM_PX = 224  # a tile as it is
+SAM_FLAGS = {**THRESHOLDS, "points_per_side": 16}
 ON = 0.5  # share of a segment that has to lie on a tag
 
 
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--scenes", type=int, default=10)
     parser.add_argument("--sam-steps", type=int, default=2000, help="of training the SAM; 0: go without")
-    parser.add_argument("--sam-flags", default=json.dumps(THRESHOLDS), help="settings of segment --engine sam, as JSON")
+    parser.add_argument("--sam-flags", default=json.dumps(SAM_FLAGS), help="settings of segment --engine sam, as JSON")
     parser.add_argument("--head-epochs", type=int, default=16)
     parser.add_argument("--split", default="test")
     told = parser.parse_args()

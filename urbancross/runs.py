@@ -68,7 +68,10 @@ def count_failures(failures: list[str | None]) -> dict[str, Any]:
 
 def reason(failure: str, kind: str = "failed:") -> str:
     """The kind of a failure, without what differs from tile to tile."""
-    text = re.split(r"[:;(]", failure.removeprefix(kind))[0]
+    whole = failure.removeprefix(kind)
+    while inner := re.match(r"no input \((?:skipped|failed):(.*)\)$", whole, re.DOTALL):  # of a table before
+        whole = inner[1]
+    text = re.split(r"[:;(]", whole)[0]
     return re.sub(r"\d[\d.,]*", "n", text).strip()[:60]
 
 

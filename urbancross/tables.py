@@ -13,6 +13,13 @@ Columns = Mapping[str, Sequence[str] | None]  # table name to the columns wanted
 
 MAKER = ".made-by.json"  # beside the shards: what makes them, claimed before the first one
 AUDIT = "audit.json"  # in an archive: which splits leak into which
+MADE_BY_VERB = {
+    "captions": "caption",
+    "segments": "segment",
+    "ranks": "rank",
+    "embeddings": "embed",
+    "features": "pretrain",
+}
 ROWS = ".rows.json"  # in `plan`: rows of each of its shards, and so of every table's
 NO_TILES = {"map", "runs", "checkpoints", "index"}  # kinds of what lies in an archive and has no row for a tile
 NOT_RESULT = {"notes", "run"}  # what a maker says beside what changes its result
@@ -113,7 +120,7 @@ def table_of(archive: Place, kind: str, variant: str | None, flag: str) -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise ConfigError(f"{archive} has no {kind} table; make one first (see urbancross --help)")
+        raise ConfigError(f"{archive} has no {kind} table; make one first with urbancross {MADE_BY_VERB[kind]}")
     raise ConfigError(
         f"{archive} has several: {', '.join(found)}; say which with --{flag} {found[0].partition('@')[2]}"
     )

@@ -1,6 +1,7 @@
 """From image files and scenes to tiles: the grid of a scene, its footprints, and whether an image can be used."""
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +134,13 @@ def _stray_m(rings: np.ndarray, finer: np.ndarray) -> np.ndarray:
 
 
 def _gsd(raster: rasterio.DatasetReader) -> float:
-    """Metres of ground per pixel, however the raster is turned."""
+    """Metres of ground per pixel at the raster's middle, however it is turned; of longer and shorter sides between."""
     side = abs(raster.transform.determinant) ** 0.5
-    return round(side * METRES_PER_DEGREE if raster.crs.is_geographic else side * raster.crs.linear_units_factor[1], 4)
+    if not raster.crs.is_geographic:
+        return round(side * raster.crs.linear_units_factor[1], 4)
+    _, latitude = raster.transform @ (raster.width / 2, raster.height / 2)
+    narrower = max(math.cos(math.radians(latitude)), 0.0)  # degrees of longitude than those of latitude
+    return round(side * METRES_PER_DEGREE * narrower**0.5, 4)
 
 
 def _datetime(tag: str | None) -> str | None:

@@ -129,6 +129,7 @@ def test_a_map_that_was_killed_half_way_is_begun_anew(home, archive, tmp_path):
     assert storage.shards(archive / name) == ["part-00000.parquet"]
 
 
+@pytest.mark.slow
 def test_verify_explain_and_retry_know_that_a_map_has_no_tiles(home, archive, capsys):
     run("geotag", archive=str(archive), osm=str(home / "map.osm"))
     name = the_map(archive)

@@ -39,6 +39,7 @@ def old(captioned_set: Path, tmp_path: Path) -> tuple[Path, Path]:
     return archive, home
 
 
+@pytest.mark.slow
 def test_an_archive_of_an_earlier_version_goes_through_every_verb_that_reads_its_tiles(old: tuple[Path, Path]):
     archive, home = old
     with open(home / "captions.jsonl", "a") as lines:  # the set has grown meanwhile

@@ -1,6 +1,7 @@
 """Ingest, segment, pretrain, adapt, embed, evaluate, search and report on a few tiles, on a real Ray."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def test_pretraining_learns(home: Path):
     assert told[-1]["segment_text"] < told[0]["segment_text"]
 
 
+@pytest.mark.slow
 def test_one_worker_learns_what_two_workers_learn(home: Path):
     """The contrastive loss sees the whole batch, whoever embeds it."""
     run("pretrain", out=str(home / "alone"), workers=1, **pretraining(home))
@@ -157,7 +159,8 @@ def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixtu
 
 
 def test_evaluation_from_stored_vectors_and_from_pixels_agrees(home: Path, tmp_path: Path):
-    source, checkpoint = str(home / "source"), str(home / "alone")  # no embeddings by this checkpoint yet
+    source, checkpoint = str(home / "source"), str(tmp_path / "copied")  # no embeddings by this checkpoint yet
+    shutil.copytree(home / "source-only", checkpoint)
     run("evaluate", archive=source, checkpoint=checkpoint, split="valid", out=str(tmp_path / "pixels.json"))
     run("embed", archive=source, checkpoint=checkpoint)
     run("evaluate", archive=source, checkpoint=checkpoint, split="valid", out=str(tmp_path / "stored.json"))

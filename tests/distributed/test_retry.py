@@ -61,6 +61,7 @@ def test_retry_makes_failed_tiles_anew_and_only_them(mended: tuple[Path, Path]):
     with_cut.write_bytes(broken)
 
 
+@pytest.mark.slow
 def test_a_table_on_top_takes_the_mended_tile_in_as_if_it_had_never_failed(mended: tuple[Path, Path], tmp_path: Path):
     archive, home = mended
     assert run("retry", archive=str(archive), table="segments@grid").endswith("written 0 + done before 30 + failed 0")

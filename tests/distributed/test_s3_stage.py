@@ -70,6 +70,7 @@ def test_a_stage_whose_driver_and_worker_are_killed_goes_on_and_ends_with_the_sa
     check_whole(archive)
 
 
+@pytest.mark.slow
 def test_of_two_runs_on_one_table_one_works_and_the_other_is_told_who_does(archive):
     both = [start(archive, "--pause", "0.4") for _ in range(2)]
     (worked, refused) = sorted(map(finish, both))

@@ -37,7 +37,7 @@ def rows(table: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of 28 good tiles, two bad files and two that show nothing, and a model pretrained without segments."""
+    """An archive of 28 good tiles, two bad files and two that show nothing, with their segments."""
     home = tmp_path_factory.mktemp("segments")
     given = write_set(home / "set")
     with open(given / "captions.jsonl", "a") as lines:
@@ -48,6 +48,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("ingest", source=str(given), archive=str(home / "a"), domain="d", shard_tiles=16)
     line = run("segment", archive=str(home / "a"), max_area=1.0)
     assert line == "read 32 = written 28 + done before 0 + skipped 4 + failed 0"
+    return home
+
+
+@pytest.fixture(scope="module")
+def learnt(home: Path) -> Path:
+    """The same, with a model pretrained without segments."""
     run("pretrain", out=str(home / "plain"), segments="none", **learning(home))
     return home
 
@@ -95,32 +101,33 @@ def test_sam_cuts_the_same_segments_with_one_and_two_workers_and_only_with_the_w
         run("segment", checkpoint=str(weights), name="two", **flags)
 
 
-def test_from_ranks_to_what_is_learnt_embedded_and_found(home: Path, capsys: pytest.CaptureFixture[str]):
-    archive = str(home / "a")
-    line = run("rank", archive=archive, checkpoint=str(home / "plain"))
+@pytest.mark.slow
+def test_from_ranks_to_what_is_learnt_embedded_and_found(learnt: Path, capsys: pytest.CaptureFixture[str]):
+    archive = str(learnt / "a")
+    line = run("rank", archive=archive, checkpoint=str(learnt / "plain"))
     assert line == "read 32 = written 28 + done before 0 + skipped 4 + failed 0"
-    ranks = {row["tile_id"]: row for row in rows(home / "a" / "ranks@felzenszwalb-given-plain")}
-    for row in rows(home / "a" / "segments@felzenszwalb"):
+    ranks = {row["tile_id"]: row for row in rows(learnt / "a" / "ranks@felzenszwalb-given-plain")}
+    for row in rows(learnt / "a" / "segments@felzenszwalb"):
         assert len(ranks[row["tile_id"]]["scores"] or []) == len(row["segments"])
     phrases = {phrase for tile, row in ranks.items() if "town" in tile for phrase in row["phrases"]}
     assert phrases <= {"a town with grey roofs", "many houses", "streets and houses"}
 
     # A tile without segments is learnt from as any other; it leaves the segment term alone.
-    line = run("pretrain", out=str(home / "caption"), order="caption", max_segments=3, **learning(home))
+    line = run("pretrain", out=str(learnt / "caption"), order="caption", max_segments=3, **learning(learnt))
     assert line == "read 32 = written 22 + done before 0 + skipped 8 + failed 2"
-    assert json.loads((home / "caption" / "events.jsonl").read_text().splitlines()[-1])["segment_text"] > 0
+    assert json.loads((learnt / "caption" / "events.jsonl").read_text().splitlines()[-1])["segment_text"] > 0
     # A table of three segments serves who wants one, and knows whose order it follows.
-    config = PretrainConfig(out="x", order="caption", max_segments=1, **learning(home))
-    tables = make_features(home / "a", checkpoints.resolve("starter", 32), config, None, None)
+    config = PretrainConfig(out="x", order="caption", max_segments=1, **learning(learnt))
+    tables = make_features(learnt / "a", checkpoints.resolve("starter", 32), config, None, None)
     assert tables.features.endswith("-given-felzenszwalb-3-caption-felzenszwalb-given-plain")
     assert tables.max_segments == 1
 
-    run("embed", archive=archive, checkpoint=str(home / "caption"))
+    run("embed", archive=archive, checkpoint=str(learnt / "caption"))
     with pytest.raises(ConfigError, match="has no segment embeddings by .*make them with: urbancross embed"):
         run("search", archive=archive, text="a lake", segment_weight=0.5)
-    line = run("embed", archive=archive, checkpoint=str(home / "caption"), segments="felzenszwalb", max_segments=3)
+    line = run("embed", archive=archive, checkpoint=str(learnt / "caption"), segments="felzenszwalb", max_segments=3)
     assert line == "read 32 = written 28 + done before 0 + skipped 4 + failed 0"
-    for row in rows(home / "a" / "segment_embeddings@caption"):
+    for row in rows(learnt / "a" / "segment_embeddings@caption"):
         np.testing.assert_allclose(np.linalg.norm(np.array(row["vectors"] or [[1.0]]), axis=1), 1, atol=1e-5)
     capsys.readouterr()
     run("search", archive=archive, text="a blue lake", segment_weight=0.5, top=32, json=True)
@@ -132,17 +139,19 @@ def test_from_ranks_to_what_is_learnt_embedded_and_found(home: Path, capsys: pyt
     assert "where, pixels" in capsys.readouterr().out
 
 
-def test_ranks_of_other_segments_and_of_an_encoder_that_knows_nothing_are_refused(home: Path):
-    run("segment", archive=str(home / "a"), engine="grid")
+@pytest.mark.slow
+def test_ranks_of_other_segments_and_of_an_encoder_that_knows_nothing_are_refused(learnt: Path):
+    run("segment", archive=str(learnt / "a"), engine="grid")
     with pytest.raises(ConfigError, match=r"was made from other tables than segments@grid.*rank .*--segments grid"):
-        run("pretrain", out=str(home / "x"), order="caption", segments="grid", **learning(home))
+        run("pretrain", out=str(learnt / "x"), order="caption", segments="grid", **learning(learnt))
     with pytest.raises(ConfigError, match="has several: segments@felzenszwalb, segments@grid"):
-        run("rank", archive=str(home / "a"), checkpoint=str(home / "plain"))
+        run("rank", archive=str(learnt / "a"), checkpoint=str(learnt / "plain"))
     with pytest.raises(ConfigError, match="starter: its heads have learnt nothing yet"):
-        run("rank", archive=str(home / "a"), checkpoint="starter", segments="grid")
+        run("rank", archive=str(learnt / "a"), checkpoint="starter", segments="grid")
 
 
-def test_verify_makes_segments_ranks_and_segment_embeddings_once_more(home: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.slow
+def test_verify_makes_segments_ranks_and_segment_embeddings_once_more(learnt: Path, capsys: pytest.CaptureFixture[str]):
     """Though by now there are several segments tables, and the runs that made them were told none."""
     for table in ("ranks@felzenszwalb-given-plain", "segment_embeddings@caption"):
-        run("verify", archive=str(home / "a"), table=table)
+        run("verify", archive=str(learnt / "a"), table=table)

@@ -133,6 +133,7 @@ def test_sixty_of_sixty_four_tiles_get_captions_and_four_say_why_not(made):
     assert len({row["captions"][0] for row in rows if not row["failure"]}) == 60
 
 
+@pytest.mark.slow
 def test_a_second_run_whose_engine_is_killed_ends_in_the_same_table(made, model, tmp_path):
     archive = make_archive(tmp_path / "b")
     killed: list[int] = []

@@ -1,7 +1,9 @@
 """What the watch makes of deaths, step by step and without Ray; and in which order a worker then goes through rows."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from urbancross.distributed.watch import DIED, HUNG, Orders, Watch
-from urbancross.distributed.workers import steps
+from urbancross.distributed.workers import StallGuard, steps
 
 SHARD = "part-00000.parquet"
 
@@ -88,3 +90,20 @@ def test_steps_are_whole_batches_at_first_and_suspects_one_by_one_first_of_all_l
     assert list(steps(3, 1, Orders(True, (), {1: DIED}))) == [(0, 1), (2, 3)]
     assert list(steps(9, 4, Orders(True, (), {8: DIED}))) == [(0, 4), (4, 8)]
     assert list(steps(0, 4, Orders())) == []
+
+
+def test_workers_that_end_and_begin_at_once_do_not_take_each_others_folder_away(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    guards = [StallGuard(60, "run") for _ in range(4)]
+    for number, guard in enumerate(guards):
+        guard.path = guard.folder / f"{number}.txt"  # as four processes have it
+
+    def work(guard: StallGuard) -> None:
+        for shard in range(500):
+            assert guard.left_by_the_last(f"{shard}") is None
+            with guard.at(f"of {guard.path.stem}"):
+                pass
+
+    with ThreadPoolExecutor(len(guards)) as pool:
+        list(pool.map(work, guards))
+    assert list(tmp_path.iterdir()) == []

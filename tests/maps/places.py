@@ -23,7 +23,7 @@ FILES = {
 def file(place: str) -> Path:
     path = FOLDER / FILES[place]
     if not path.is_file():
-        pytest.skip(f"no {path.name} here")
+        pytest.skip(f"{path} is not there: real extracts are too large to lie in the repository")
     return path
 
 

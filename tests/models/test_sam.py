@@ -182,6 +182,26 @@ def test_a_local_file_is_checked_against_a_given_digest(tmp_path):
     assert models.weights(str(path), DIGEST.upper()) == path
     with pytest.raises(CheckpointError, match="has SHA-256"):
         models.weights(str(path), "0" * 8)
-    for wrong in ("abc", "xyz" * 5, "0" * 65):
+    for wrong in ("xyz", "abc", "xyz" * 5, "0" * 65):
         with pytest.raises(ConfigError, match="hexadecimal"):
             models.weights(str(path), wrong)
+
+
+def test_weights_of_another_shape_and_weights_that_are_no_numbers_are_refused(tmp_path):
+    state = random_sam(DEEPER).state_dict()
+    patch = "image_encoder.patch_embed.proj.weight"
+    torch.save(state | {patch: state[patch].flatten(1)}, tmp_path / "flat.pth")
+    torch.save(state | {patch: state[patch] * float("nan")}, tmp_path / "nan.pth")
+    for name, message in (("flat", "no SAM: its tensors have other shapes"), ("nan", "not finite")):
+        with pytest.raises(CheckpointError, match=f"{name}.pth: .*{message}"):
+            models.load(tmp_path / f"{name}.pth")
+    torch.save({f"module.{name}": weights for name, weights in state.items()}, tmp_path / "parallel.pth")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for name in ("parallel", "old"):
+        assert models.shape_of(models.read(tmp_path / f"{name}.pth")) == DEEPER
+    with pytest.raises(ConfigError, match="--input-px 800000: at most 4096"):
+        models.load(tmp_path / "old.pth", 800_000)
+    with pytest.raises(CheckpointError, match="is a folder"):
+        models.weights(str(tmp_path))
+    with pytest.raises(ConfigError, match="ftp://.*a path or an http"):
+        models.weights("ftp://host/sam.pth")

@@ -69,6 +69,7 @@ def assert_same(found: list[Mask], wanted: list[dict], close: float = 1e-3) -> N
     assert not left, f"{len(left)} masks of {len(wanted)} are missing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_masks_of_a_trained_sam_are_those_of_segment_anything(trained, size):
     settings = THRESHOLDS | {"points_per_side": 12, "box_nms_thresh": 0.9}
@@ -132,6 +133,7 @@ def test_a_mask_reaches_the_tiles_size_as_in_segment_anything(untrained, size):
     assert (frame.down is not None) == (max(size) <= SMALL_PX)
 
 
+@pytest.mark.slow
 def test_tiles_of_mixed_sizes_have_the_same_masks_alone_and_in_a_batch(trained):
     tiles = [scene(seed, *size)[0] for seed, size in enumerate([(256, 256), (90, 140), (300, 120)])]
     together = list(SamMasks(str(trained), points_per_side=6, encoder_batch=2, **THRESHOLDS).masks(tiles))
@@ -179,6 +181,7 @@ def test_a_tile_too_narrow_for_the_model_is_that_tiles_failure(untrained):
         next(SamMasks(str(untrained)).masks([np.zeros((900, 1, 3), np.uint8)]))
 
 
+@pytest.mark.slow
 def test_a_smaller_input_finds_much_the_same_shapes(trained):
     tile, _ = scene(3)
     (whole,) = SamMasks(str(trained), points_per_side=8, **THRESHOLDS).masks([tile])
@@ -190,6 +193,7 @@ def test_a_smaller_input_finds_much_the_same_shapes(trained):
     assert all(mask.size == (256, 256) for mask in fast)
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_the_masks_nearly(trained):
     tile, _ = scene(1, 128, 128)
     (whole,) = SamMasks(str(trained), points_per_side=4, **THRESHOLDS).masks([tile])

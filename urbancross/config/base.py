@@ -4,11 +4,19 @@ import os
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 Split = Literal["train", "valid", "test"]
-Variant = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # names a folder
+
+
+def _names_a_folder(told: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", told):
+        raise ValueError("want letters, digits, dots, dashes and underscores, a letter or digit first")
+    return told
+
+
+Variant = Annotated[str, AfterValidator(_names_a_folder)]
 
 
 class Config(BaseSettings):

@@ -1,8 +1,8 @@
 """Verbs that learn and measure."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from urbancross.config.base import ArchiveConfig, MakerConfig, Split, WorkersConfig
 
@@ -25,6 +25,13 @@ class TrainingConfig(MakerConfig):
     """With --order caption: leave out segments whose cosine with the captions is lower."""
     segment_weight: NonNegativeFloat = 1.0
     """Weight of the segment-text term."""
+
+    @model_validator(mode="after")
+    def _follows_captions(self) -> Self:
+        if self.order != "caption" and (self.min_score is not None or self.ranks is not None):
+            raise ValueError("--min-score and --ranks mean nothing without --order caption; give it, or leave them out")
+        return self
+
     weight_decay: NonNegativeFloat = 0.05
     """AdamW's weight decay."""
     batch_tiles: PositiveInt = 64

@@ -137,7 +137,7 @@ class SegmentConfig(StageConfig):
     """Tiles that an actor reads, decodes and reports together."""
     checkpoint: str | None = None
     """sam: weights of a vit_b, vit_l or vit_h, or of a model of their kind: a .pth or .safetensors, or its URL."""
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
+    sha256: str | None = None
     """sam: digest that the weights must have, or its first digits; official names of weights end with theirs."""
     mode: Literal["exact", "fast"] = "exact"
     """sam: exact gives the masks of segment-anything's own generator; fast sets the three flags below lower."""
@@ -166,6 +166,12 @@ class SegmentConfig(StageConfig):
     def _has_weights(self) -> Self:
         if (self.engine == "sam") != bool(self.checkpoint):
             raise ValueError("--engine sam and --checkpoint WEIGHTS go together")
+        of_sam = {
+            name: told for name, told in type(self).model_fields.items() if (told.description or "").startswith("sam:")
+        }
+        idle = [name for name, told in of_sam.items() if getattr(self, name) != told.default]
+        if self.engine != "sam" and idle:
+            raise ValueError(f"--{idle[0].replace('_', '-')} means nothing to --engine {self.engine}; leave it out")
         if self.checkpoint and "://" in self.checkpoint and ("@" in self.checkpoint or "?" in self.checkpoint):
             raise ValueError(
                 "--checkpoint: a URL with a password or a signature would be kept; download the file first"

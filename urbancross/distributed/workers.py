@@ -176,8 +176,7 @@ class StallGuard:
 
     @contextmanager
     def at(self, name: str) -> Iterator[None]:
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        with open(self.path, "w") as self.file:
+        with self._opened() as self.file:
             self.file.write(f"{name}\n")
             self.file.flush()
             self.went_on()
@@ -186,9 +185,16 @@ class StallGuard:
             finally:
                 self.file = None
                 faulthandler.cancel_dump_traceback_later()
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)  # who was given this shard anew may have read it and taken it away
         with suppress(OSError):  # another worker is at work
             self.folder.rmdir()
+
+    def _opened(self) -> IO[str]:
+        while True:
+            # A worker that ends just now may take the empty folder away, even while mkdir looks what is there.
+            with suppress(FileNotFoundError, FileExistsError):
+                self.folder.mkdir(mode=0o700, exist_ok=True)
+                return open(self.path, "w")
 
     def went_on(self) -> None:
         if self.file is not None:
@@ -196,9 +202,13 @@ class StallGuard:
 
     def left_by_the_last(self, name: str) -> str | None:
         """The stacks of a process that was ended at this shard, if it was for that."""
-        for file in self.folder.glob("*.txt"):
-            shard, _, text = file.read_text(errors="replace").partition("\n")
-            if shard == name:
-                file.unlink()
-                return text if text.startswith("Timeout (") else None
+        files: list[Path] = []
+        with suppress(FileNotFoundError):
+            files = list(self.folder.iterdir())
+        for file in files:
+            with suppress(FileNotFoundError):  # of a worker that ended just now
+                shard, _, text = file.read_text(errors="replace").partition("\n")
+                if shard == name:
+                    file.unlink()
+                    return text if text.startswith("Timeout (") else None
         return None

@@ -1,9 +1,11 @@
 """A SAM from a checkpoint file: which one it is, its shapes tell; and the file itself, by path or URL."""
 
 import hashlib
+import logging
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +23,10 @@ from torch import Tensor, nn
 
 from urbancross.errors import CheckpointError, ConfigError
 
+log = logging.getLogger(__name__)
+
 OFFICIAL = {(768, 12, 12): "vit_b", (1024, 24, 16): "vit_l", (1280, 32, 16): "vit_h"}
+LARGEST_PX = 4096  # of the model's input; its global blocks take memory with the fourth power
 DECODER_HEADS = 8  # of every SAM; the one number that no shape tells
 TABLES = tuple(f"attn.rel_pos_{axis}" for axis in "hw")
 GIVE = "give a SAM checkpoint (.pth or .safetensors), such as sam_vit_b_01ec64.pth"
@@ -88,6 +93,8 @@ def shape_of(state: Mapping[str, Tensor]) -> Shape:
         )
     except KeyError as error:
         raise CheckpointError(f"no SAM: {error} is missing among {len(state)} tensors; {GIVE}") from None
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"no SAM: its tensors have other shapes ({error}); {GIVE}") from None
 
 
 def build(shape: Shape) -> Sam:
@@ -136,6 +143,8 @@ def load(path: Path, input_px: int | None = None) -> Sam:
     state = read(path)
     try:
         shape = shape_of(state)
+        if broken := [name for name, weights in state.items() if not torch.isfinite(weights).all()]:
+            raise CheckpointError(f"{broken[0]} holds numbers that are not finite; {GIVE}")
         if input_px is not None:
             state = resized(state, shape, input_px)
             shape = replace(shape, img_size=input_px)
@@ -158,6 +167,8 @@ def resized(state: Mapping[str, Tensor], shape: Shape, input_px: int) -> dict[st
     if input_px < shape.patch_size or input_px % shape.patch_size:
         raise ConfigError(f"--input-px {input_px}: a multiple of {shape.patch_size} is wanted, the side of a patch")
     tokens = input_px // shape.patch_size
+    if input_px > LARGEST_PX:
+        raise ConfigError(f"--input-px {input_px}: at most {LARGEST_PX} is wanted")
     state = dict(state)
     place = state["image_encoder.pos_embed"].float().permute(0, 3, 1, 2)
     place = F.interpolate(place, (tokens, tokens), mode="bicubic", antialias=True)
@@ -181,17 +192,17 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; {GIVE}") from None
     except (OSError, RuntimeError, SafetensorError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        told = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path} is no checkpoint or is cut short ({told}); {GIVE}") from None
+        log.info("%s: %s", path, error)
+        raise CheckpointError(f"{path} is no checkpoint or is cut short; {GIVE}") from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict):  # as training scripts wrap it
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no dictionary of tensors; {GIVE}")
-    return state
+    return {name.removeprefix("module."): weights for name, weights in state.items()}  # as DataParallel wraps it
 
 
 def weights(checkpoint: str, sha256: str | None = None) -> Path:
@@ -209,7 +220,11 @@ def weights(checkpoint: str, sha256: str | None = None) -> Path:
     if sha256 is not None and not re.fullmatch("[0-9a-f]{8,64}", sha256 := sha256.lower()):
         raise ConfigError(f"--sha256 {sha256}: 8 to 64 hexadecimal digits are wanted")
     if not re.match("https?://", checkpoint, re.IGNORECASE):
+        if "://" in checkpoint:
+            raise ConfigError(f"--checkpoint {checkpoint.partition('://')[0]}://...: give a path or an http(s) URL")
         path = Path(checkpoint).expanduser()
+        if path.is_dir():
+            raise CheckpointError(f"{checkpoint} is a folder; {GIVE}, by path or URL")
         if not path.is_file():
             raise CheckpointError(f"{checkpoint} does not exist; {GIVE}, by path or URL")
         if sha256 and not (found := _sha256(path)).startswith(sha256):
@@ -219,7 +234,8 @@ def weights(checkpoint: str, sha256: str | None = None) -> Path:
         return path
     try:
         address = urlsplit(checkpoint)
-        shown = f"{address.scheme}://{(address.hostname or '')}{address.path}"  # signatures and passwords stay out
+        port = f":{address.port}" if address.port else ""
+        shown = f"{address.scheme}://{address.hostname or ''}{port}{address.path}"  # no signature, no password
         secret = address.username is not None or address.password is not None
     except ValueError:
         raise ConfigError("--checkpoint is no URL; give a path or an http(s) URL") from None
@@ -246,7 +262,7 @@ def weights(checkpoint: str, sha256: str | None = None) -> Path:
         raise CheckpointError(f"{shown} cannot be fetched: HTTP {error.code}; check the URL") from None
     except (OSError, HTTPException, ValueError) as error:
         why = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
-        raise CheckpointError(f"{shown} cannot be fetched into {cache} ({why}); try again or give a path") from None
+        raise CheckpointError(f"{shown} cannot be fetched ({why}); try again or give a path") from None
     return path
 
 

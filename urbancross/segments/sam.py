@@ -101,6 +101,8 @@ class SamMasks:
         ):
             if value < 1:
                 raise ConfigError(f"{flag} {value}: 1 or more is wanted")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"--device {device}: no GPU in this process; leave it out, or give --gpus-per-worker 1")
         self.device, self.dtype = torch.device(device), DTYPES[precision]
         self.model = load(weights(checkpoint, sha256), input_px).to(self.device)
         self.model.image_encoder.to(self.dtype)
@@ -237,6 +239,7 @@ def made_by(config: SegmentConfig, checkpoint: str) -> tuple[str, dict[str, Any]
         CheckpointError: they are not those of a SAM, or not those of the digest.
     """
     file = weights(checkpoint, config.sha256)
+    load(file, config.input_px)  # whatever is wrong with it is said before any worker starts
     shape, fast = shape_of(read(file)), config.mode == "fast"
     half = shape.img_size // 2 // shape.patch_size * shape.patch_size
     input_px = config.input_px or (half if fast else shape.img_size)
