@@ -3,16 +3,20 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from urbancross.errors import ConfigError
 from urbancross.losses import (
     adversarial,
     contrast,
+    coral,
     first_bias,
     hinge,
     infonce,
+    mmd,
     pool_segments,
     positives,
+    released_triplet,
     reverse_gradient,
     segment_contrast,
     siglip,
@@ -381,3 +385,49 @@ def test_weighted_triplet_refuses_what_it_does_not_know():
         weighted_triplet(image, image, eye, 0.5, torch.ones(2), "softest")
     with pytest.raises(ConfigError, match="one weight per pair"):
         weighted_triplet(image, image, eye, 0.5, torch.ones(2, 1))
+
+
+def test_coral_agrees_with_the_covariances_written_out():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (normalize(torch.randn(n, 4, generator=generator), dim=1) for n in (9, 6))
+
+    def covariance(rows: Tensor) -> Tensor:
+        centred = rows - rows.mean(dim=0)
+        return sum((torch.outer(row, row) for row in centred), torch.zeros(4, 4)) / (len(rows) - 1) * 4
+
+    slow = (covariance(a) - covariance(b)).square().sum() / (4 * 16)
+    torch.testing.assert_close(coral(a, b), slow)
+    assert coral(a, a) == 0
+
+
+def test_mmd_agrees_with_its_kernels_written_out_and_grows_with_the_gap():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(5, 3, generator=generator), torch.randn(4, 3, generator=generator)
+    rows = torch.cat([a, b])
+    apart = torch.tensor([[float((x - y).square().sum()) for y in rows] for x in rows])
+
+    def mean_kernel(i: slice, j: slice) -> float:
+        widths = (0.25, 0.5, 1.0, 2.0, 4.0)
+        return float(sum(torch.exp(-apart[i, j] / (w * apart.mean())) for w in widths).mean())  # type: ignore[union-attr]
+
+    here, there = slice(0, 5), slice(5, 9)
+    slow = mean_kernel(here, here) + mean_kernel(there, there) - 2 * mean_kernel(here, there)
+    assert mmd(a, b).item() == pytest.approx(slow, rel=1e-4)
+    assert mmd(a, a).item() == pytest.approx(0, abs=1e-6)
+    assert mmd(a, b + 3) > mmd(a, b)
+
+
+def test_the_released_triplet_agrees_with_a_loop_and_pushes_the_domains_apart():
+    generator = torch.Generator().manual_seed(0)
+    v, u, t = (normalize(torch.randn(n, 4, generator=generator), dim=1).requires_grad_() for n in (5, 5, 3))
+    weights = torch.rand(5, generator=generator)
+    slow = 0.0
+    for i in range(5):
+        nearest = min(float((1 - v[i] @ t[j]).detach()) for j in range(3))
+        slow += float(weights[i]) * max(0.3 + float((1 - v[i] @ u[i]).detach()) - nearest, 0)
+    loss = released_triplet(v, u, t, 0.3, weights)
+    assert loss.item() == pytest.approx(slow / float(weights.sum()), rel=1e-5)
+    before = (v @ t.T).max(dim=1).values.mean()
+    loss.backward()
+    moved = normalize(t - 0.1 * t.grad, dim=1)
+    assert (v @ moved.T).max(dim=1).values.mean() < before

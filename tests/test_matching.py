@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from urbancross.errors import ConfigError
-from urbancross.matching import balanced, neighbours, spread
+from urbancross.matching import balanced, hubness_corrected, known, mutual, nearest, neighbours, spread, transported
+from urbancross.pairs import Pairs
 
 
 def test_neighbours_are_the_nearest_others_by_cosine_however_long_the_rows():
@@ -59,3 +60,54 @@ def test_a_hub_that_every_tile_likes_best_does_not_take_them_all():
     assert scores.argmax(dim=1).tolist() == [0, 0, 0, 0]
     even = torch.full((4,), 0.25)
     assert balanced(scores, even, even, 0.02).argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
+def test_hubness_correction_agrees_with_the_formula_written_out():
+    scores = torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
+    found = hubness_corrected(scores, 3)
+    for i in range(5):
+        for j in range(7):
+            of_tile = sum(sorted(scores[i].tolist())[-3:]) / 3
+            of_text = sum(sorted(scores[:, j].tolist())[-3:]) / 3
+            assert found[i, j].item() == pytest.approx(2 * scores[i, j].item() - of_tile - of_text, abs=1e-5)
+
+
+def test_only_tiles_and_texts_that_choose_each_other_are_partners():
+    scores = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.1], [0.1, 0.2, 0.1]])
+    assert mutual(scores).tolist() == [[0, 0], [1, 1]] or mutual(scores).tolist() == [[0, 0]]
+    assert mutual(scores).tolist() == [[0, 0]]  # tile 1 likes text 0 best, which likes tile 0; text 1 likes tile 1
+
+
+def test_a_hub_is_nobodys_partner_after_the_correction():
+    scores = torch.eye(20) * 0.2
+    scores[:, 0] += 0.25  # nearer to every tile than its own text, which has 0.2
+    assert len(mutual(scores)) == 1
+    pairing = nearest(torch.cat([scores, torch.full((2, 20), -1.0)]))
+    assert pairing.chances.flatten().tolist() == [1.0] * 20 + [0.0] * 2
+    assert pairing.texts.flatten().tolist()[:20] == [*range(20)]
+
+
+def test_partners_are_drawn_by_their_chances_and_tiles_without_any_never():
+    pairing = transported(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0.5, 0.5]), 0.5, most=2)
+    torch.testing.assert_close(pairing.chances.sum(dim=1), torch.ones(2))
+    drawn = [pairing.draw(2, 1, torch.Generator().manual_seed(seed)) for seed in range(400)]
+    own = sum(int((batch.rows == batch.captions.flatten()).sum()) for batch in drawn) / 800
+    assert own == pytest.approx(pairing.chances[0, 0].item(), abs=0.05)
+    pairing.chances[1] = 0
+    assert all(pairing.draw(2, 3, torch.Generator().manual_seed(seed)).rows.tolist() == [0] for seed in range(5))
+
+
+def test_known_pairs_are_a_share_of_the_true_ones():
+    starts = torch.tensor([0, 2, 3, 6, 7])
+    pairs = Pairs(
+        torch.rand(4, 2), torch.rand(7, 2), starts, torch.arange(7), torch.zeros(4, 0, 2), torch.zeros(4, 0) > 0
+    )
+    pairing = known(pairs, 0.5, torch.Generator().manual_seed(0))
+    assert pairing.chances.any(dim=1).sum() == 2
+    everyone = known(pairs, 1.0, torch.Generator().manual_seed(0))
+    for seed in range(10):
+        batch = everyone.draw(4, 2, torch.Generator().manual_seed(seed))
+        assert sorted(batch.rows.tolist()) == [0, 1, 2, 3]
+        for row, texts in zip(batch.rows.tolist(), batch.captions.tolist(), strict=True):
+            assert all(starts[row] <= text < starts[row + 1] for text in texts)
+    torch.testing.assert_close(everyone.chances.sum(dim=1), torch.ones(4))

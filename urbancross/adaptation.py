@@ -6,13 +6,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from urbancross import curriculum, losses
+from urbancross import curriculum, losses, matching
 from urbancross.config import AdaptConfig
+from urbancross.matching import Pairing
 from urbancross.models.discriminator import Discriminator
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Batch, Pairs
 from urbancross.resuming import Memory, Moving, drawn
 from urbancross.training import FORGETFUL, Event, Team, descend, one_cycle, pool, see_segments_as_tiles
+
+ALIKE, SPREAD, ROUNDS, TEMPERATURE = 10, 0.5, 3, 0.02
+"""Of `--target-pairs transport`: see `matching.neighbours`, `matching.spread` and `matching.balanced`."""
 
 
 @torch.inference_mode()
@@ -47,7 +51,8 @@ def adapt(
 ) -> None:
     """Carry the heads from source to target (UrbanCross, arXiv 2404.14241): curriculum, weights, adversary, triplet.
 
-    L = L_source + adversary_weight * (L_adv(v) + L_adv(u)) + segment_weight * L(Z, U), on the chosen source pairs.
+    L = source_weight * L_source + adversary_weight * (L_adv(v) + L_adv(u)) + gap_weight * (L_gap(v) + L_gap(u))
+    + segment_weight * L(Z, U) on the chosen source pairs, + target_weight * L_target on what stands for target pairs.
     """
     close = reference_closeness(encoder, source, target).clone()  # by the pretrained encoder, before it moves
     kinds = ["image", "text", *(["segment"] if source.present.any() else [])]
@@ -60,21 +65,24 @@ def adapt(
     optimiser, schedule = one_cycle(groups, config.weight_decay, config.steps)
     # The discriminators keep their rate: one that slows down with the encoder no longer sees what is left of the gap.
     judging = torch.optim.AdamW(judges.parameters(), lr=config.discriminator_lr, weight_decay=config.weight_decay)
-    moving = Moving([optimiser, judging], schedule, list(judges.buffers()))
+    partners = Partners(encoder, target, config)
+    moving = Moving([optimiser, judging], schedule, [*judges.buffers(), *partners.tensors()])
     done = memory.restore("adapt", moving)
+
+    def see(kind: str, features: Tensor) -> Tensor:
+        return team.gather(encoder.heads[kind](features.to(encoder.device)))
+
     for step in range(done + 1, config.steps + 1):
         generator = drawn(config.seed, "adapt", step)
         progress = (step - 1) / max(config.steps - 1, 1)
         share = curriculum.pace(progress, config.pace, config.pace_start)
         batch = candidates(source, close, config.ratio * size, share, config.pace, generator, team.world)
         part = batch.part(team.rank, team.world)
-        v = team.gather(encoder.heads["image"](source.images[part.rows].to(encoder.device)))
-        u = team.gather(encoder.heads["text"](source.texts[part.captions.flatten()].to(encoder.device)))
+        v, u = see("image", source.images[part.rows]), see("text", source.texts[part.captions.flatten()])
         # The target's tiles and texts are drawn apart: no pairing is used.
         tiles = torch.randperm(len(target), generator=generator)[:size].chunk(team.world)[team.rank]
         texts = torch.randperm(len(target.texts), generator=generator)[:size].chunk(team.world)[team.rank]
-        target_v = team.gather(encoder.heads["image"](target.images[tiles].to(encoder.device)))
-        target_u = team.gather(encoder.heads["text"](target.texts[texts].to(encoder.device)))
+        domains = (("image", v, see("image", target.images[tiles])), ("text", u, see("text", target.texts[texts])))
 
         weights = curriculum.source_weights(
             close[batch.captions.flatten()].to(encoder.device),
@@ -87,23 +95,36 @@ def adapt(
         contrast = "infonce" if config.loss == "triplet" else config.loss
         loss_of = losses.contrast(contrast, encoder.inverse_temperature(), bias, margin)
         strength = curriculum.reversal_strength(progress, config.reversal_max)
-        terms = {
-            "source": losses.weighted_triplet(v, u, positive, margin, weights, config.negative)
-            if config.loss == "triplet"
-            else loss_of(v, u, positive)
-        }
+        terms = {"source": v.new_zeros(()), "adversary": v.new_zeros(()), "gap": v.new_zeros(())}
+        if config.loss != "triplet":
+            terms["source"] = loss_of(v, u, positive)
+        elif config.negative == "target-tile":
+            terms["source"] = losses.released_triplet(v, u, domains[0][2], margin, weights)
+        else:
+            terms["source"] = losses.weighted_triplet(v, u, positive, margin, weights, config.negative)
         right = []
-        for kind, from_source, from_target in (("image", v, target_v), ("text", u, target_u)):
-            of_source = judges[kind](losses.reverse_gradient(from_source, strength))
-            of_target = judges[kind](losses.reverse_gradient(from_target, strength))
-            terms[f"adversary_{kind}"] = losses.adversarial(of_source, of_target, weights)
+        for kind, here, there in domains:
+            turn = strength if config.adversary == "reversed" else -strength
+            of_source, of_target = (judges[kind](losses.reverse_gradient(x, turn)) for x in (here, there))
+            terms["adversary"] = terms["adversary"] + losses.adversarial(of_source, of_target, weights)
             right += [(of_source > 0).float().mean(), (of_target <= 0).float().mean()]
-        loss = terms["source"] + config.adversary_weight * (terms["adversary_image"] + terms["adversary_text"])
+            if config.gap != "none":
+                terms["gap"] = terms["gap"] + {"coral": losses.coral, "mmd": losses.mmd}[config.gap](here, there)
         if "segment" in kinds:
             z = team.gather(pool(encoder, source, part))
             has_segment = source.present[batch.rows].any(dim=1).to(encoder.device)
-            terms["segment_text"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
-            loss = loss + config.segment_weight * terms["segment_text"]
+            terms["segment"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
+        if (pairing := partners.at(step)) is not None:
+            taken = pairing.draw(config.ratio * size // team.world * team.world, 1, generator)
+            mine = taken.part(team.rank, team.world)
+            target_v, target_u = (
+                see("image", target.images[mine.rows]),
+                see("text", target.texts[mine.captions.flatten()]),
+            )
+            cut = Batch(taken.rows[: len(target_v)], taken.captions[: len(target_v)])
+            belong = losses.positives(cut.rows, target.text_keys[cut.captions]).to(encoder.device)
+            terms["target"] = loss_of(target_v, target_u, belong)
+        loss = sum((getattr(config, f"{name}_weight") * term for name, term in terms.items()), v.new_zeros(()))
         descend(loss, [optimiser, judging], schedule, team)
         on_step(
             {
@@ -111,19 +132,71 @@ def adapt(
                 "step": step,
                 "steps": config.steps,
                 "loss": loss.item(),
-                "triplet" if config.loss == "triplet" else "tile_text": terms["source"].item(),
-                "adversary": (terms["adversary_image"] + terms["adversary_text"]).item() / 2,
                 "pace": len(batch.rows) / min(config.ratio * size, len(source)),
                 "effective_sample_size": curriculum.effective_sample_size(weights) / len(weights),
                 "discriminator_accuracy": torch.stack(right).mean().item(),
                 "reversal": strength,
             }
+            | {name: term.item() for name, term in terms.items()}
             | ({"margin": margin} if config.loss in ("triplet", "hinge") else {})
-            | ({"segment_text": terms["segment_text"].item()} if "segment_text" in terms else {})
         )
         memory.after("adapt", step, config.steps, moving)
     see_segments_as_tiles(encoder, source)
+    if config.centre:
+        take_off_means(encoder, target)
     encoder.eval()
+
+
+class Partners:
+    """What takes the place of target pairs, chosen anew `target_rounds` times while the encoder learns.
+
+    Attributes:
+        pairing: None where --target-pairs is none.
+    """
+
+    def __init__(self, encoder: DualEncoder, target: Pairs, config: AdaptConfig) -> None:
+        self.encoder, self.target, self.config = encoder, target, config
+        self.every = max(math.ceil(config.steps / config.target_rounds), 1)
+        self.pairing = None if config.target_pairs == "none" else self._choose()
+
+    def tensors(self) -> list[Tensor]:
+        """What a training that goes on from a kept state needs."""
+        return [] if self.pairing is None else [self.pairing.texts, self.pairing.chances]
+
+    def at(self, step: int) -> Pairing | None:
+        if self.pairing is not None and step > 1 and (step - 1) % self.every == 0:
+            chosen = self._choose()
+            for kept, new in zip(self.tensors(), (chosen.texts, chosen.chances), strict=True):
+                kept.copy_(new)
+        return self.pairing
+
+    @torch.no_grad()
+    def _choose(self) -> Pairing:
+        config, target, heads = self.config, self.target, self.encoder.heads
+        if config.target_pairs == "known":
+            share = 1.0 if config.setting == "oracle" else config.target_share
+            return matching.known(target, share, drawn(config.seed, "known"))
+        rows, shares = target.distinct_texts()
+        v = heads["image"](target.images.to(self.encoder.device)).cpu()
+        u = heads["text"](target.texts[rows].to(self.encoder.device)).cpu()
+        # The means differ between modalities and domains, and say nothing about a tile or a text.
+        v = nn.functional.normalize(v - v.mean(dim=0), dim=1)
+        u = nn.functional.normalize(u - shares @ u, dim=1)
+        if config.target_pairs == "mutual":
+            found = matching.nearest(v @ u.T)
+        else:
+            alike = matching.neighbours(target.images, ALIKE), matching.neighbours(target.texts[rows], ALIKE)
+            found = matching.transported(matching.spread(v @ u.T, *alike, SPREAD, ROUNDS), shares, TEMPERATURE)
+        return Pairing(rows[found.texts], found.chances)
+
+
+@torch.inference_mode()
+def take_off_means(encoder: DualEncoder, target: Pairs) -> None:
+    """Have the heads take the mean of the target's embeddings off theirs; segments are seen as tiles are."""
+    for kind, features in (("image", target.images), ("text", target.texts)):
+        centre = encoder.heads[kind](features.to(encoder.device)).mean(dim=0)
+        for head in ("image", "segment") if kind == "image" else ("text",):
+            encoder.heads[head].centre += centre  # type: ignore[operator]
 
 
 def candidates(

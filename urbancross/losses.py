@@ -240,6 +240,55 @@ def weighted_triplet(
     return (weights * hinges).sum() / (2 * weights.sum().clamp(min=torch.finfo(weights.dtype).tiny))
 
 
+def released_triplet(image: Tensor, text: Tensor, target_image: Tensor, margin: float, weights: Tensor) -> Tensor:
+    """The triplet of UrbanCross's released code, for comparison: its negative is the most similar target tile.
+
+    sum_i w_i [m + d(v_i, u_i) - min_j d(v_i, t_j)]+ / sum_i w_i. What it descends pushes the two domains apart.
+
+    Args:
+        image: [B, D] source tiles.
+        text: [B, D] their captions.
+        target_image: [T, D].
+        weights: [B], not negative, without gradient.
+    """
+    nearest = (1 - image @ target_image.T).amin(dim=1)
+    hinges = F.relu(margin + 1 - (image * text).sum(dim=1) - nearest)
+    return (weights * hinges).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def coral(source: Tensor, target: Tensor) -> Tensor:
+    """Distance of two covariances, ||C_s - C_t||^2 / (4 D^2) (Deep CORAL, arXiv 1607.01719, eq. 1), of unit variance.
+
+    Unit vectors are scaled by the root of D first, as everywhere where their spread matters: without it the term is
+    smaller by D^2 and does nothing.
+
+    Args:
+        source: [n, D] unit vectors.
+        target: [m, D] likewise.
+    """
+    width = source.shape[1]
+    apart = torch.cov(source.T * width**0.5) - torch.cov(target.T * width**0.5)
+    return apart.square().sum() / (4 * width**2)
+
+
+def mmd(source: Tensor, target: Tensor, widths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)) -> Tensor:
+    """Squared maximum mean discrepancy with a sum of Gaussian kernels (DAN, arXiv 1502.02791), biased, never negative.
+
+    Args:
+        source: [n, D].
+        target: [m, D].
+        widths: of the kernels, in units of the mean squared distance between rows, which passes no gradient.
+    """
+    rows = torch.cat([source, target])
+    distance2 = torch.cdist(rows, rows).square()
+    kernel = sum(
+        (torch.exp(-distance2 / (width * distance2.mean().detach().clamp(min=SHORTEST))) for width in widths),
+        rows.new_zeros(()),
+    )
+    n = len(source)
+    return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+
+
 def _one_way_hinge(distance: Tensor, allowed: Tensor, margin: float, negative: Negative) -> Tensor:
     own = distance.diagonal()
     if negative == "semi-hard":

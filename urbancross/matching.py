@@ -6,11 +6,14 @@ some of what its neighbours say, and each text of its own; then every tile and e
 N = tiles, M = distinct texts, F = feature width.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from urbancross.errors import ConfigError
+from urbancross.pairs import Batch, Pairs
 
 BLOCK = 4096  # rows of a similarity matrix that are held at once
 
@@ -98,3 +101,82 @@ def balanced(scores: Tensor, tile_share: Tensor, text_share: Tensor, temperature
         f = rows - torch.logsumexp(kernel + g, dim=1)
         g = columns - torch.logsumexp(kernel + f[:, None], dim=0)
     return (kernel + f[:, None] + g).exp()
+
+
+def hubness_corrected(scores: Tensor, count: int = 10) -> Tensor:
+    """Take off each tile's and each text's mean score with its nearest partners (CSLS, arXiv 1710.04087, eq. 5).
+
+    A text that is near to every tile is then no better a partner than one that is near to a single tile.
+
+    Args:
+        scores: [N, M] cosines.
+        count: nearest partners.
+
+    Returns:
+        [N, M].
+    """
+    of_tile = scores.topk(min(count, scores.shape[1]), dim=1).values.mean(dim=1)
+    of_text = scores.topk(min(count, scores.shape[0]), dim=0).values.mean(dim=0)
+    return 2 * scores - of_tile[:, None] - of_text
+
+
+def mutual(scores: Tensor) -> Tensor:
+    """Tiles and texts that are each other's best partner.
+
+    Args:
+        scores: [N, M].
+
+    Returns:
+        [P, 2] int64, rows and columns.
+    """
+    text, tile = scores.argmax(dim=1), scores.argmax(dim=0)
+    tiles = torch.arange(len(scores))
+    tiles = tiles[tile[text] == tiles]
+    return torch.stack([tiles, text[tiles]], dim=1)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which texts each tile of a domain may belong to, and how likely.
+
+    Attributes:
+        texts: [N, k] partners, as rows of `Pairs.texts`.
+        chances: [N, k] of each; a row's sum is 1, or 0 for a tile without partner.
+    """
+
+    texts: Tensor
+    chances: Tensor
+
+    def draw(self, count: int, captions: int, generator: torch.Generator) -> Batch:
+        """`count` tiles that have partners, or all, each once, each with so many texts by their chances."""
+        rows = self.chances.any(dim=1).nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)[:count]]
+        nth = torch.multinomial(self.chances[rows], captions, replacement=True, generator=generator)
+        return Batch(rows, self.texts[rows].gather(1, nth))
+
+
+def known(pairs: Pairs, share: float, generator: torch.Generator) -> Pairing:
+    """The true pairs of a share of the tiles; no other tile has a partner."""
+    counts = pairs.starts.diff()
+    nth = torch.arange(int(counts.max()))
+    there = nth < counts[:, None]
+    unknown = torch.randperm(len(pairs), generator=generator)[max(round(share * len(pairs)), 1) :]
+    chances = there / counts[:, None]
+    chances[unknown] = 0
+    return Pairing(pairs.starts[:-1, None] + torch.where(there, nth, 0), chances)
+
+
+def nearest(scores: Tensor) -> Pairing:
+    """Tiles and texts that are each other's best partner, the one partner of each."""
+    pairs = mutual(hubness_corrected(scores))
+    texts, chances = torch.zeros(len(scores), 1, dtype=torch.int64), torch.zeros(len(scores), 1)
+    texts[pairs[:, 0], 0] = pairs[:, 1]
+    chances[pairs[:, 0]] = 1.0
+    return Pairing(texts, chances)
+
+
+def transported(scores: Tensor, text_share: Tensor, temperature: float, most: int = 32) -> Pairing:
+    """The likeliest `most` partners of each tile by the plan that gives every tile and every text its share."""
+    plan = balanced(scores, torch.full((len(scores),), 1 / len(scores)), text_share, temperature)
+    chances, texts = plan.topk(min(most, plan.shape[1]), dim=1)
+    return Pairing(texts, chances / chances.sum(dim=1, keepdim=True))

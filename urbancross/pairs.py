@@ -67,6 +67,12 @@ class Pairs:
         start = (share * count).long().clamp(max=count - 1)
         return Batch(rows, first[:, None] + (start[:, None] + torch.arange(captions)) % count[:, None])
 
+    def distinct_texts(self) -> tuple[Tensor, Tensor]:
+        """A row of `texts` for each distinct text, and its share of all captions: [D] int64, [D]."""
+        keys, nth, counts = torch.unique(self.text_keys, return_inverse=True, return_counts=True)
+        rows = torch.full((len(keys),), len(nth)).scatter_reduce(0, nth, torch.arange(len(nth)), "amin")
+        return rows, counts / counts.sum()
+
     def batches(self, size: int, first: int, steps: int, seed: int, captions: int = 1) -> Iterator[Batch]:
         """The batches of steps `first` to `steps`, counted from 1.
 

@@ -1,5 +1,6 @@
 """One settings model per verb. A default lives here and nowhere else."""
 
+from urbancross.config.adapting import METHODS, AdaptConfig, Method
 from urbancross.config.asking import (
     AuditConfig,
     DemoConfig,
@@ -12,10 +13,11 @@ from urbancross.config.asking import (
     VerifyConfig,
 )
 from urbancross.config.base import ArchiveConfig, Config, MakerConfig, StageConfig, WorkersConfig
-from urbancross.config.learning import AdaptConfig, EvaluateConfig, PretrainConfig, TrainingConfig
+from urbancross.config.learning import EvaluateConfig, PretrainConfig, TrainingConfig
 from urbancross.config.making import CaptionConfig, EmbedConfig, GeotagConfig, IngestConfig, RankConfig, SegmentConfig
 
 __all__ = [
+    "METHODS",
     "AdaptConfig",
     "ArchiveConfig",
     "AuditConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "GeotagConfig",
     "IngestConfig",
     "MakerConfig",
+    "Method",
     "PretrainConfig",
     "RankConfig",
     "ReportConfig",

@@ -92,56 +92,6 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """Dropout in the heads."""
 
 
-class AdaptConfig(TrainingConfig):
-    """Carry a pretrained model from the source archive to the target archive, whose pairs stay unknown.
-
-    The towers stay frozen; the heads learn.
-    """
-
-    checkpoint: str
-    """The pretrained checkpoint folder."""
-    source: str
-    """Archive with trusted pairs."""
-    target: str
-    """Archive to adapt to; its tiles and texts are used without their pairing."""
-    out: str
-    """The checkpoint folder to write."""
-    setting: Literal["unsupervised"] = "unsupervised"
-    """unsupervised: target tiles and target texts, unpaired."""
-    target_captions: str | None = None
-    """Variant of the target's captions table; needed where there are several."""
-    split: Split = "train"
-    """Split of both archives to learn from."""
-    steps: PositiveInt = 200
-    """Steps of adaptation."""
-    target_batch: PositiveInt = 64
-    """Target tiles per step, over all workers, and as many target texts."""
-    ratio: PositiveInt = 5
-    """Source candidates per target tile (the paper's best: 5)."""
-    head_lr: PositiveFloat = 1e-4
-    """Highest learning rate of the heads (one cycle)."""
-    discriminator_lr: PositiveFloat = 1e-3
-    """Learning rate of the discriminators."""
-    loss: Literal["triplet", "infonce", "siglip", "hinge"] = "infonce"
-    """Loss on source pairs: weighted triplet, or one of pretraining's."""
-    negative: Literal["hardest", "semi-hard"] = "hardest"
-    """Which cross-modal negative the triplet takes."""
-    margin_start: NonNegativeFloat = 0.2
-    """Margin of the triplet or the hinge at the start."""
-    margin_end: NonNegativeFloat = 0.5
-    """Margin of the triplet or the hinge at the end."""
-    pace: Literal["linear", "root", "step", "none", "anti", "random"] = "linear"
-    """How the share of source candidates grows from the closest to all."""
-    pace_start: float = Field(default=0.3, gt=0, le=1)
-    """Share of source candidates at the start."""
-    weights: Literal["similarity", "iwan", "uniform", "shuffled"] = "similarity"
-    """How source pairs are weighted."""
-    adversary_weight: NonNegativeFloat = 0.01
-    """Weight of the adversarial term, for tiles and for texts alike."""
-    reversal_max: NonNegativeFloat = 1.0
-    """Strength of the gradient reversal at the end of its ramp."""
-
-
 class EvaluateConfig(ArchiveConfig, WorkersConfig):
     """Retrieval recall of a checkpoint on one split of an archive, by a named protocol."""
 

@@ -120,7 +120,8 @@ def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0)
     encoder = _build(model, dropout, seed)
     if model.folder is not None:
         try:
-            encoder.load_state_dict(load_file(model.folder / WEIGHTS))
+            centres = {name: zero for name, zero in encoder.state_dict().items() if name.endswith(".centre")}
+            encoder.load_state_dict(centres | load_file(model.folder / WEIGHTS))  # older ones have none
         except (SafetensorError, RuntimeError, OSError) as error:
             first = str(error).splitlines()[0]
             raise CheckpointError(f"{model.folder / WEIGHTS} cannot be loaded ({first}); copy it again") from error

@@ -14,7 +14,11 @@ MAX_SCALE = 100.0  # CLIP's bound on the inverse temperature (Radford et al. 202
 
 
 class Head(nn.Module):
-    """Features of a tower `[B, F]` to a unit vector `[B, D]`, through one hidden layer."""
+    """Features of a tower `[B, F]` to a unit vector `[B, D]`, through one hidden layer.
+
+    Attributes:
+        centre: [D] what is taken off the unit vector before it is scaled to unit length again; see `adaptation`.
+    """
 
     def __init__(self, features: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -22,10 +26,11 @@ class Head(nn.Module):
         self.hidden = nn.Linear(features, 2 * width)
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Linear(2 * width, width)
+        self.register_buffer("centre", torch.zeros(width))
 
     def forward(self, features: Tensor) -> Tensor:
         hidden = self.dropout(functional.gelu(self.hidden(self.norm(features))))
-        return functional.normalize(self.project(hidden), dim=-1)
+        return _about(self.centre, functional.normalize(self.project(hidden), dim=-1))
 
 
 class IdentityHead(nn.Module):
@@ -35,9 +40,15 @@ class IdentityHead(nn.Module):
         super().__init__()
         self.project = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.project.weight)
+        self.register_buffer("centre", torch.zeros(width))
 
     def forward(self, features: Tensor) -> Tensor:
-        return functional.normalize(self.project(features), dim=-1)
+        return _about(self.centre, functional.normalize(self.project(features), dim=-1))
+
+
+def _about(centre: Any, embeddings: Tensor) -> Tensor:
+    """Unit vectors `[B, D]` as seen from a point `[D]`; from zero, as they are."""
+    return functional.normalize(embeddings - centre, dim=-1)
 
 
 class DualEncoder(nn.Module):

@@ -1,0 +1,131 @@
+"""The verb that carries a model over, and its methods by name."""
+
+from typing import Any, Literal, Self, get_args
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from urbancross.config.base import Split
+from urbancross.config.learning import TrainingConfig
+
+Method = Literal[
+    "urbancross",
+    "source-only",
+    "centre",
+    "coral",
+    "mmd",
+    "dann",
+    "iwan",
+    "self-training",
+    "transport",
+    "as-released",
+    "few-shot",
+    "joint",
+    "oracle",
+]
+
+_PLAIN: dict[str, Any] = {"pace": "none", "weights": "uniform", "adversary_weight": 0.0}
+METHODS: dict[str, dict[str, Any]] = {
+    "urbancross": {},
+    "source-only": _PLAIN,
+    "centre": _PLAIN | {"steps": 0, "centre": True},
+    "coral": _PLAIN | {"gap": "coral"},
+    "mmd": _PLAIN | {"gap": "mmd"},
+    "dann": _PLAIN | {"adversary_weight": 0.01},
+    "iwan": _PLAIN | {"adversary_weight": 0.01, "weights": "iwan"},
+    "self-training": _PLAIN | {"target_pairs": "mutual"},
+    "transport": _PLAIN | {"target_pairs": "transport"},
+    "as-released": {"adversary": "as-released", "loss": "triplet", "negative": "target-tile"},
+    "few-shot": _PLAIN | {"setting": "few-shot", "target_pairs": "known"},
+    "joint": _PLAIN | {"setting": "oracle", "target_pairs": "known"},
+    "oracle": _PLAIN | {"setting": "oracle", "target_pairs": "known", "source_weight": 0.0, "segment_weight": 0.0},
+}
+"""What each method sets, where it is not said otherwise; all others keep the defaults below."""
+
+
+class AdaptConfig(TrainingConfig):
+    """Carry a pretrained model from the source archive to the target archive, whose pairs stay unknown.
+
+    The towers stay frozen; the heads learn.
+    """
+
+    checkpoint: str
+    """The pretrained checkpoint folder."""
+    source: str
+    """Archive with trusted pairs."""
+    target: str
+    """Archive to adapt to; its tiles and texts are used without their pairing."""
+    out: str
+    """The checkpoint folder to write."""
+    method: Method = "urbancross"
+    """A name for a choice of the flags below; each can still be given by itself. See docs/adaptation.md."""
+    setting: Literal["unsupervised", "few-shot", "oracle"] = "unsupervised"
+    """unsupervised: target tiles and target texts, unpaired. few-shot: the pairs of --target-share of the target's
+    tiles are known. oracle: all are."""
+    target_share: float = Field(default=0.1, gt=0, le=1)
+    """With --setting few-shot: share of the target's tiles whose captions are known to be theirs."""
+    target_captions: str | None = None
+    """Variant of the target's captions table; needed where there are several."""
+    split: Split = "train"
+    """Split of both archives to learn from."""
+    steps: NonNegativeInt = 200
+    """Steps of adaptation."""
+    target_batch: PositiveInt = 64
+    """Target tiles per step, over all workers, and as many target texts."""
+    ratio: PositiveInt = 5
+    """Source candidates per target tile (the paper's best: 5)."""
+    head_lr: PositiveFloat = 1e-4
+    """Highest learning rate of the heads (one cycle)."""
+    discriminator_lr: PositiveFloat = 1e-3
+    """Learning rate of the discriminators."""
+    source_weight: NonNegativeFloat = 1.0
+    """Weight of the loss on source pairs."""
+    loss: Literal["triplet", "infonce", "siglip", "hinge"] = "infonce"
+    """Loss on source pairs: weighted triplet, or one of pretraining's."""
+    negative: Literal["hardest", "semi-hard", "target-tile"] = "hardest"
+    """Which negative the triplet takes: cross-modal ones, or, as released, the most similar target tile."""
+    margin_start: NonNegativeFloat = 0.2
+    """Margin of the triplet or the hinge at the start."""
+    margin_end: NonNegativeFloat = 0.5
+    """Margin of the triplet or the hinge at the end."""
+    pace: Literal["linear", "root", "step", "none", "anti", "random"] = "linear"
+    """How the share of source candidates grows from the closest to all."""
+    pace_start: float = Field(default=0.3, gt=0, le=1)
+    """Share of source candidates at the start."""
+    weights: Literal["similarity", "iwan", "uniform", "shuffled"] = "similarity"
+    """How source pairs are weighted."""
+    adversary: Literal["reversed", "as-released"] = "reversed"
+    """reversed: the encoder works against the discriminators. as-released: with them, and the domains move apart."""
+    adversary_weight: NonNegativeFloat = 0.01
+    """Weight of the adversarial term, for tiles and for texts alike."""
+    reversal_max: NonNegativeFloat = 1.0
+    """Strength of the gradient reversal at the end of its ramp."""
+    gap: Literal["none", "coral", "mmd"] = "none"
+    """A distance between the domains' embeddings that is made small: of their covariances, or of their kernel means."""
+    gap_weight: NonNegativeFloat = 1.0
+    """Weight of the gap term, for tiles and for texts alike."""
+    target_pairs: Literal["none", "mutual", "transport", "known"] = "none"
+    """What takes the place of target pairs: tiles and texts that are nearest to each other; a balanced plan between all
+    of them; or those that --setting says are known."""
+    target_weight: NonNegativeFloat = 1.0
+    """Weight of the loss on target pairs."""
+    target_rounds: PositiveInt = 1
+    """How often target pairs are chosen anew while the encoder learns."""
+    centre: bool = False
+    """At the end take the target's mean off its embeddings, of tiles and of texts each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_method_says(cls, given: Any) -> Any:
+        method = given.get("method", "urbancross") if isinstance(given, dict) else None
+        return METHODS[method] | given if method in get_args(Method) else given
+
+    @model_validator(mode="after")
+    def _knows_what_the_setting_says(self) -> Self:
+        if (self.target_pairs == "known") != (self.setting != "unsupervised"):
+            raise ValueError(
+                f"--setting {self.setting} with --target-pairs {self.target_pairs}: known pairs need --setting "
+                "few-shot or oracle, and those settings --target-pairs known"
+            )
+        if self.negative == "target-tile" and self.loss != "triplet":
+            raise ValueError("--negative target-tile means nothing without --loss triplet; give it, or leave it out")
+        return self
