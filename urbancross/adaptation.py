@@ -196,7 +196,7 @@ def take_off_means(encoder: DualEncoder, target: Pairs) -> None:
     for kind, features in (("image", target.images), ("text", target.texts)):
         centre = encoder.heads[kind](features.to(encoder.device)).mean(dim=0)
         for head in ("image", "segment") if kind == "image" else ("text",):
-            encoder.heads[head].centre += centre  # type: ignore[operator]
+            encoder.heads[head].centre += centre
 
 
 def candidates(

@@ -1,6 +1,6 @@
 """The verb that carries a model over, and its methods by name."""
 
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -116,8 +116,8 @@ class AdaptConfig(TrainingConfig):
     @model_validator(mode="before")
     @classmethod
     def _as_the_method_says(cls, given: Any) -> Any:
-        method = given.get("method", "urbancross") if isinstance(given, dict) else None
-        return METHODS[method] | given if method in get_args(Method) else given
+        method = given.get("method") if isinstance(given, dict) else None
+        return METHODS.get(str(method), {}) | given if method else given
 
     @model_validator(mode="after")
     def _knows_what_the_setting_says(self) -> Self:
