@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
 from urbancross import curriculum, losses, matching
 from urbancross.config import AdaptConfig
+from urbancross.diagnostics import diagnose, stop_where_it_harms
 from urbancross.matching import Pairing
 from urbancross.models.discriminator import Discriminator
 from urbancross.models.dual_encoder import DualEncoder
@@ -48,11 +50,18 @@ def adapt(
     team: Team,
     on_step: Callable[[Event], None],
     memory: Memory = FORGETFUL,
+    kept_back: tuple[Pairs, Pairs] | None = None,
 ) -> None:
     """Carry the heads from source to target (UrbanCross, arXiv 2404.14241): curriculum, weights, adversary, triplet.
 
     L = source_weight * L_source + adversary_weight * (L_adv(v) + L_adv(u)) + gap_weight * (L_gap(v) + L_gap(u))
     + segment_weight * L(Z, U) on the chosen source pairs, + target_weight * L_target on what stands for target pairs.
+
+    Args:
+        kept_back: pairs of source and target to diagnose the model on, now and then.
+
+    Raises:
+        TrainingError: the loss is not finite, or a diagnosis says that going on does harm.
     """
     close = reference_closeness(encoder, source, target).clone()  # by the pretrained encoder, before it moves
     kinds = ["image", "text", *(["segment"] if source.present.any() else [])]
@@ -66,8 +75,12 @@ def adapt(
     # The discriminators keep their rate: one that slows down with the encoder no longer sees what is left of the gap.
     judging = torch.optim.AdamW(judges.parameters(), lr=config.discriminator_lr, weight_decay=config.weight_decay)
     partners = Partners(encoder, target, config)
-    moving = Moving([optimiser, judging], schedule, [*judges.buffers(), *partners.tensors()])
+    seen = torch.zeros(len(source), dtype=torch.bool)  # source tiles that were in a batch
+    moving = Moving([optimiser, judging], schedule, [*judges.buffers(), *partners.tensors(), seen])
+    first = diagnose(encoder, *kept_back, config.seed) if kept_back else None
     done = memory.restore("adapt", moving)
+    if first and not done:
+        on_step({"stage": "adapt", "step": 0, "steps": config.steps} | asdict(first))
 
     def see(kind: str, features: Tensor) -> Tensor:
         return team.gather(encoder.heads[kind](features.to(encoder.device)))
@@ -82,7 +95,7 @@ def adapt(
         # The target's tiles and texts are drawn apart: no pairing is used.
         tiles = torch.randperm(len(target), generator=generator)[:size].chunk(team.world)[team.rank]
         texts = torch.randperm(len(target.texts), generator=generator)[:size].chunk(team.world)[team.rank]
-        domains = (("image", v, see("image", target.images[tiles])), ("text", u, see("text", target.texts[texts])))
+        target_v, target_u = see("image", target.images[tiles]), see("text", target.texts[texts])
 
         weights = curriculum.source_weights(
             close[batch.captions.flatten()].to(encoder.device),
@@ -94,38 +107,42 @@ def adapt(
         margin = curriculum.margin(progress, config.margin_start, config.margin_end)
         contrast = "infonce" if config.loss == "triplet" else config.loss
         loss_of = losses.contrast(contrast, encoder.inverse_temperature(), bias, margin)
-        strength = curriculum.reversal_strength(progress, config.reversal_max)
-        terms = {"source": v.new_zeros(()), "adversary": v.new_zeros(()), "gap": v.new_zeros(())}
         if config.loss != "triplet":
-            terms["source"] = loss_of(v, u, positive)
+            terms = {"source": loss_of(v, u, positive)}
         elif config.negative == "target-tile":
-            terms["source"] = losses.released_triplet(v, u, domains[0][2], margin, weights)
+            terms = {"source": losses.released_triplet(v, u, target_v, margin, weights)}
         else:
-            terms["source"] = losses.weighted_triplet(v, u, positive, margin, weights, config.negative)
-        right = []
-        for kind, here, there in domains:
-            turn = strength if config.adversary == "reversed" else -strength
-            of_source, of_target = (judges[kind](losses.reverse_gradient(x, turn)) for x in (here, there))
-            terms["adversary"] = terms["adversary"] + losses.adversarial(of_source, of_target, weights)
-            right += [(of_source > 0).float().mean(), (of_target <= 0).float().mean()]
-            if config.gap != "none":
-                terms["gap"] = terms["gap"] + {"coral": losses.coral, "mmd": losses.mmd}[config.gap](here, there)
+            terms = {"source": losses.weighted_triplet(v, u, positive, margin, weights, config.negative)}
+        if config.gap != "none":
+            apart = {"coral": losses.coral, "mmd": losses.mmd}[config.gap]
+            terms["gap"] = apart(v, target_v) + apart(u, target_u)
         if "segment" in kinds:
             z = team.gather(pool(encoder, source, part))
             has_segment = source.present[batch.rows].any(dim=1).to(encoder.device)
             terms["segment"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
         if (pairing := partners.at(step)) is not None:
-            taken = pairing.draw(config.ratio * size // team.world * team.world, 1, generator)
+            taken = pairing.draw(config.ratio * size, 1, generator)
             mine = taken.part(team.rank, team.world)
-            target_v, target_u = (
+            known_v, known_u = (
                 see("image", target.images[mine.rows]),
                 see("text", target.texts[mine.captions.flatten()]),
             )
-            cut = Batch(taken.rows[: len(target_v)], taken.captions[: len(target_v)])
-            belong = losses.positives(cut.rows, target.text_keys[cut.captions]).to(encoder.device)
-            terms["target"] = loss_of(target_v, target_u, belong)
+            whole = Batch(taken.rows[: len(known_v)], taken.captions[: len(known_v)])
+            belong = losses.positives(whole.rows, target.text_keys[whole.captions]).to(encoder.device)
+            terms["target"] = loss_of(known_v, known_u, belong)
         loss = sum((getattr(config, f"{name}_weight") * term for name, term in terms.items()), v.new_zeros(()))
-        descend(loss, [optimiser, judging], schedule, team)
+        # The discriminators learn whatever their weight: their accuracy tells how far the domains lie apart.
+        strength = curriculum.reversal_strength(progress, config.reversal_max)
+        turn = config.adversary_weight * (strength if config.adversary == "reversed" else -strength)
+        domains = {"image": (v, target_v), "text": (u, target_u)}
+        terms["adversary"], accuracy = contest(judges, domains, weights, turn)
+        descend(loss + terms["adversary"], [optimiser, judging], schedule, team)
+        seen[batch.rows] = True
+        told = {}
+        if kept_back and first and (step % config.evaluate_steps == 0 or step == config.steps):
+            now = diagnose(encoder, *kept_back, config.seed)
+            stop_where_it_harms(first, now, accuracy)
+            told = asdict(now)
         on_step(
             {
                 "stage": "adapt",
@@ -134,10 +151,12 @@ def adapt(
                 "loss": loss.item(),
                 "pace": len(batch.rows) / min(config.ratio * size, len(source)),
                 "effective_sample_size": curriculum.effective_sample_size(weights) / len(weights),
-                "discriminator_accuracy": torch.stack(right).mean().item(),
+                "discriminator_accuracy": accuracy,
+                "coverage": seen.sum().item() / len(seen),
                 "reversal": strength,
             }
             | {name: term.item() for name, term in terms.items()}
+            | told
             | ({"margin": margin} if config.loss in ("triplet", "hinge") else {})
         )
         memory.after("adapt", step, config.steps, moving)
@@ -197,6 +216,24 @@ def take_off_means(encoder: DualEncoder, target: Pairs) -> None:
         centre = encoder.heads[kind](features.to(encoder.device)).mean(dim=0)
         for head in ("image", "segment") if kind == "image" else ("text",):
             encoder.heads[head].centre += centre
+
+
+def contest(
+    judges: nn.ModuleDict, domains: dict[str, tuple[Tensor, Tensor]], weights: Tensor, turn: float
+) -> tuple[Tensor, float]:
+    """What discriminators lose at telling source from target, and how often they are right.
+
+    Args:
+        domains: by kind, source embeddings [n, D] and target embeddings [m, D].
+        weights: [n] of the source pairs.
+        turn: strength at which the gradient is reversed on its way to the encoder.
+    """
+    lost, right = [], []
+    for kind, (source, target) in domains.items():
+        of_source, of_target = (judges[kind](losses.reverse_gradient(x, turn)) for x in (source, target))
+        lost.append(losses.adversarial(of_source, of_target, weights))
+        right += [(of_source > 0).float().mean(), (of_target <= 0).float().mean()]
+    return torch.stack(lost).sum(), torch.stack(right).mean().item()
 
 
 def candidates(

@@ -69,6 +69,8 @@ class AdaptConfig(TrainingConfig):
     """Split of both archives to learn from."""
     steps: NonNegativeInt = 200
     """Steps of adaptation."""
+    evaluate_steps: PositiveInt = 50
+    """Steps from one diagnosis on the kept-back tiles (split valid) of both archives to the next."""
     target_batch: PositiveInt = 64
     """Target tiles per step, over all workers, and as many target texts."""
     ratio: PositiveInt = 5

@@ -21,11 +21,20 @@ PANELS: dict[str, dict[str, str]] = {  # panel -> key of an event -> its name in
         "loss": "total",
         "tile_text": "tile-text",
         "segment_text": "segment-text",
-        "triplet": "triplet",
+        "source": "source pairs",
+        "segment": "segments",
+        "target": "target pairs",
+        "gap": "gap",
         "adversary": "adversary",
     },
-    "Validation mR": {"valid_mR": "mR, %"},
-    "Curriculum": {"pace": "pace", "effective_sample_size": "effective sample size", "margin": "margin"},
+    "Validation mR": {"valid_mR": "mR, %", "source_recall": "source mR, %", "target_recall": "target mR, %"},
+    "Domains": {"proxy_a_distance": "proxy A-distance", "mmd2": "MMD²", "variance": "variance"},
+    "Curriculum": {
+        "pace": "pace",
+        "effective_sample_size": "effective sample size",
+        "coverage": "coverage of the source",
+        "margin": "margin",
+    },
     "Adversary": {"discriminator_accuracy": "discriminator accuracy", "reversal": "reversal"},
 }
 POINTS_PER_LINE = 400
