@@ -14,7 +14,9 @@ from urbancross.distributed.training import (
     refuse_other_origin,
     train,
 )
+from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
+from urbancross.pairs import Pairs
 from urbancross.resuming import Memory
 from urbancross.runs import Balance
 from urbancross.tables import digest_of, require_split
@@ -38,11 +40,17 @@ def run(config: AdaptConfig) -> Balance:
         refuse_other_origin(config.out, made_from)
         return replace(balance, written=0, done_before=balance.written)
 
+    def kept_back() -> tuple[Pairs, Pairs] | None:
+        try:
+            return load_pairs(source, of_source, "valid"), load_pairs(target, of_target, "valid")
+        except ConfigError:  # no tile of that split: no diagnosis
+            return None
+
     def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
         source_pairs = load_pairs(source, of_source, config.split)
         target_pairs = load_pairs(target, of_target, config.split)
         encoder = checkpoints.load(model, config.device)
-        adaptation.adapt(encoder, source_pairs, target_pairs, config, team, on_step, memory)
+        adaptation.adapt(encoder, source_pairs, target_pairs, config, team, on_step, memory, kept_back())
         return Trained(encoder, model.base, model.towers, config.model_dump(), made_from)
 
     train(work, config, config.out, "adapt", config.steps, made_from)

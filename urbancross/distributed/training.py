@@ -18,8 +18,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor, nn
 
-from urbancross import failpoints, runs, storage
+from urbancross import curves, failpoints, runs, storage
 from urbancross.config import MakerConfig, TrainingConfig
+from urbancross.curves import Curves
 from urbancross.distributed.features import FeatureTables
 from urbancross.distributed.following import counted
 from urbancross.distributed.session import connect, own_error, require_resources
@@ -127,7 +128,7 @@ def train(
     """Run `work` on a team of workers; what process 0 returns is saved as the checkpoint `out`, with its events.
 
     A team whose worker dies is started anew, from the state that it kept last; so is a run that was killed, by running
-    it again. States lie in `OUT.unfinished` until the checkpoint is there.
+    it again. States lie in `OUT.unfinished` until the checkpoint is there, and so do the curves for TensorBoard.
 
     Args:
         work: run by every process, with its team, a function that takes each step's event, and where to go on.
@@ -146,12 +147,14 @@ def train(
         team = team_of_this_worker()
         found = state_in(home)
         events: list[Event] = json.loads(found["events"]) if found else []
+        shown = Curves(home / CURVES, len(events)) if team.rank == 0 else None
         if team.rank == 0:
             told["watch"].back_to.remote(len(events))
 
         def on_step(event: Event) -> None:
             events.append(event)
-            if team.rank == 0:
+            if shown is not None:
+                shown.add(event)
                 told["watch"].add.remote(1)
             failpoints.hit("training.step")
 
@@ -160,12 +163,14 @@ def train(
                 storage.replace(home / STATE, to_bytes(state | {"events": json.dumps(events)}))
 
         trained = work(team, on_step, Memory(found, config.checkpoint_steps, keep))
-        if team.rank == 0:
+        if shown is not None:
+            shown.close()
             with storage.publish_folder(folder) as temporary:
                 checkpoints.save(
                     trained.encoder, temporary, trained.base, trained.towers, trained.settings, trained.made_from
                 )
                 (temporary / checkpoints.EVENTS).write_bytes(runs.event_lines(events))
+                shutil.copytree(home / CURVES, temporary / CURVES)
             shutil.rmtree(home, ignore_errors=True)
         ray.train.report({"steps": len(events)})
 
@@ -186,15 +191,19 @@ def train(
                     ),
                     run_config=run,
                 ).fit()
-                return
+                break
             except Exception as error:  # Ray wraps what a worker raised; its own word is what the user needs
                 own = own_error(error)
                 if not isinstance(own, WorkerError) or failures > config.max_failures:
                     raise own from error
                 say(f"{what}: a worker died; the team starts anew, {failures} of {config.max_failures} times")
 
+    events = [json.loads(line) for line in (folder / checkpoints.EVENTS).read_text().splitlines()]
+    for line in filter(None, (curves.summary(events, key) for key in ("loss", "source_recall", "target_recall"))):
+        say(f"{what}: {line}")
 
-UNFINISHED, STATE = ".unfinished", "state.pt"
+
+UNFINISHED, STATE, CURVES = ".unfinished", "state.pt", "tensorboard"
 
 # What does not change the result, and the places, whose content `made_from` tells better than their names.
 NOT_RESULT = {*MakerConfig.model_fields, "device", "batch_tiles", "checkpoint_steps", "max_failures", "chunk"}
