@@ -9,7 +9,7 @@ import torch
 from learning import adapting, broken_at, encoder, pairs, pretrained, recall
 from torch import Tensor, nn
 
-from urbancross import adaptation, metrics, training
+from urbancross import adaptation, gaps, training
 from urbancross.config import Method
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs
@@ -69,7 +69,7 @@ def test_the_adversary_brings_the_domains_together_and_helps_the_target(seed: in
     def distance(model: DualEncoder) -> float:
         with torch.inference_mode():
             here, there = (model.heads["image"](data.images).numpy() for data in (source, target))
-        return metrics.proxy_a_distance(here, there)
+        return gaps.proxy_a_distance(here, there)
 
     with_adversary, without = adapted(1.0), adapted(0.0)
     assert distance(with_adversary) < 0.85 * distance(without)
@@ -156,7 +156,7 @@ def test_as_released_drives_the_domains_apart_where_gradient_reversal_brings_the
         adaptation.adapt(model, source, target, adapting(steps=steps, **settings), training.ALONE, lambda event: None)
         with torch.inference_mode():
             here, there = (model.heads["image"](data.images).numpy() for data in (source, target))
-        return metrics.proxy_a_distance(here, there), recall(model, target)
+        return gaps.proxy_a_distance(here, there), recall(model, target)
 
     before, released, reversed_ = adapted(steps=0), adapted(method="as-released"), adapted()
     assert reversed_[0] + 0.2 < before[0] < released[0] - 0.2

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from urbancross import metrics
+from urbancross import gaps, metrics
 from urbancross.errors import TrainingError
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs
@@ -47,12 +47,12 @@ def diagnose(encoder: DualEncoder, source: Pairs, target: Pairs, seed: int = 0) 
         [heads[kind](rows.to(encoder.device)).cpu() for kind, rows in (("image", data.images), ("text", data.texts))]
         for data in (source, target)
     )
-    mmd2, p = metrics.mmd2(v.numpy(), target_v.numpy(), seed=seed)
+    mmd2, p = gaps.mmd2(v.numpy(), target_v.numpy(), seed=seed)
     return Diagnosis(
         source_recall=recall(v, u, source),
         target_recall=recall(target_v, target_u, target),
         variance=1 - float(target_v.mean(dim=0).square().sum()),
-        proxy_a_distance=metrics.proxy_a_distance(v.numpy(), target_v.numpy(), seed=seed),
+        proxy_a_distance=gaps.proxy_a_distance(v.numpy(), target_v.numpy(), seed=seed),
         mmd2=mmd2,
         mmd2_p=p,
     )

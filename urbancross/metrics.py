@@ -1,4 +1,4 @@
-"""How good a retrieval is, and how far two domains lie apart.
+"""How good a retrieval is, and how much better than another.
 
 N = tiles, M = caption lines, D = embedding width. Recalls are shares in [0, 1]. Two protocols, never to be mixed:
 
@@ -7,16 +7,16 @@ N = tiles, M = caption lines, D = embedding width. Recalls are shares in [0, 1].
 - `unique-text`: identical lines are one text, and every tile that has it is relevant.
 """
 
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from urbancross.errors import ConfigError
 
 Protocol = Literal["field", "unique-text"]
+Embeddings = tuple[np.ndarray, np.ndarray]
+"""Tiles [N, D] and texts [M, D]."""
 
 CUTS = (1, 5, 10)
 """The k of R@k."""
@@ -79,6 +79,102 @@ def evaluate_retrieval(
         {"protocol", "gallery": {"tiles", "texts"}, "tile_to_text": {"R@1", "R@5", "R@10"}, "text_to_tile": {...}, "mR",
         "chance_mR", "ci95": {"mR": [low, high], "tile_to_text": {"R@1": [low, high], ...}, "text_to_tile": {...}}}.
     """
+    asked = _ask(tiles, texts, text_tile, protocol, text_keys, bootstrap)
+    sums = _resampled_sums(asked.per_tile, bootstrap, seed)
+    resampled = _recalls(sums, len(asked.per_tile))  # [bootstrap, 6]
+    point = _recalls(asked.per_tile.sum(axis=0), len(asked.per_tile))  # [6]
+    chance = [_chance(asked.texts_of_tile, asked.texts, k) for k in CUTS] + [
+        _chance(asked.tiles_of_text, asked.tiles, k) for k in CUTS
+    ]
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    mean_low, mean_high = np.quantile(resampled.mean(axis=1), [0.025, 0.975])
+    names = [f"R@{k}" for k in CUTS]
+    intervals = [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
+    return {
+        "protocol": protocol,
+        "gallery": {"tiles": asked.tiles, "texts": asked.texts},
+        "tile_to_text": dict(zip(names, point[:3].tolist(), strict=True)),
+        "text_to_tile": dict(zip(names, point[3:].tolist(), strict=True)),
+        "mR": float(point.mean()),
+        "chance_mR": float(np.mean(chance)),
+        "ci95": {
+            "mR": [float(mean_low), float(mean_high)],
+            "tile_to_text": dict(zip(names, intervals[:3], strict=True)),
+            "text_to_tile": dict(zip(names, intervals[3:], strict=True)),
+        },
+    }
+
+
+def gain(
+    before: Sequence[Embeddings],
+    after: Sequence[Embeddings],
+    text_tile: np.ndarray,
+    protocol: Protocol = "field",
+    text_keys: np.ndarray | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """By how much mR grows from one model to another, relative to the first, over runs that are paired by seed.
+
+    Each resample draws runs and tiles with replacement and asks both models the same, so what the two have in common
+    does not widen the interval.
+
+    Args:
+        before: of each run, tiles [N, D] and texts [M, D].
+        after: likewise, by the other model.
+        text_tile, protocol, text_keys, bootstrap, seed: see `evaluate_retrieval`.
+
+    Returns:
+        {"before", "after": mean mR, "gain": after / before - 1, "ci95": [low, high]}.
+    """
+    if not before or len(before) != len(after):
+        raise ConfigError(f"{len(before)} runs before and {len(after)} after: as many of both wanted, and at least one")
+    runs = [
+        [_ask(v, u, text_tile, protocol, text_keys, bootstrap).per_tile for v, u in side] for side in (before, after)
+    ]
+    points = np.array([[_recalls(table.sum(axis=0), len(table)).mean() for table in side] for side in runs])
+    resampled = np.array(
+        [
+            [_recalls(_resampled_sums(table, bootstrap, seed), len(table)).mean(axis=1) for table in side]
+            for side in runs
+        ]
+    )  # [2, runs, bootstrap]; one seed, so every table is resampled alike
+    chosen = np.random.default_rng([seed, 1]).integers(0, len(before), (len(before), bootstrap))
+    first, last = np.take_along_axis(resampled, chosen[None], axis=1).mean(axis=1)
+    low, high = np.quantile(last / np.maximum(first, 1e-12) - 1, [0.025, 0.975])
+    was, now = points.mean(axis=1)
+    return {
+        "before": float(was),
+        "after": float(now),
+        "gain": float(now / max(was, 1e-12) - 1),
+        "ci95": [float(low), float(high)],
+    }
+
+
+class _Asked(NamedTuple):
+    """What came of all queries.
+
+    Attributes:
+        per_tile: [T, 7] of the tiles with captions: hits tile to text, hits text to tile, number of texts.
+        texts_of_tile, tiles_of_text: how many are relevant.
+        tiles, texts: gallery sizes.
+    """
+
+    per_tile: np.ndarray
+    texts_of_tile: np.ndarray
+    tiles_of_text: np.ndarray
+    tiles: int
+    texts: int
+
+
+def _ask(
+    tiles: np.ndarray,
+    texts: np.ndarray,
+    text_tile: np.ndarray,
+    protocol: Protocol,
+    text_keys: np.ndarray | None,
+    bootstrap: int,
+) -> _Asked:
     tiles, texts, text_tile = np.asarray(tiles), np.asarray(texts), np.asarray(text_tile)
     _check_retrieval(tiles, texts, text_tile, protocol, text_keys, bootstrap)
     if protocol == "unique-text":
@@ -96,34 +192,12 @@ def evaluate_retrieval(
     text_hits = _ranks(texts, tiles, pair_text, pair_tile)[:, None] <= cuts  # [texts, 3]
 
     share = 1 / tiles_of_text[pair_text]  # [pairs]
-    per_tile = np.empty((len(asked), 7))  # hits tile to text, hits text to tile, number of texts
+    per_tile = np.empty((len(asked), 7))
     per_tile[:, :3] = tile_hits
     for column, values in enumerate((share[:, None] * text_hits[pair_text]).T, start=3):
         per_tile[:, column] = np.bincount(pair_asked, weights=values)
     per_tile[:, 6] = np.bincount(pair_asked, weights=share)
-    resampled = _recalls(_resampled_sums(per_tile, bootstrap, seed), len(asked))  # [bootstrap, 6]
-
-    point = np.concatenate([tile_hits.mean(axis=0), text_hits.mean(axis=0)])  # [6]
-    chance = [_chance(texts_of_tile, len(texts), k) for k in CUTS] + [
-        _chance(tiles_of_text, len(tiles), k) for k in CUTS
-    ]
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    mean_low, mean_high = np.quantile(resampled.mean(axis=1), [0.025, 0.975])
-    names = [f"R@{k}" for k in CUTS]
-    intervals = [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
-    return {
-        "protocol": protocol,
-        "gallery": {"tiles": len(tiles), "texts": len(texts)},
-        "tile_to_text": dict(zip(names, point[:3].tolist(), strict=True)),
-        "text_to_tile": dict(zip(names, point[3:].tolist(), strict=True)),
-        "mR": float(point.mean()),
-        "chance_mR": float(np.mean(chance)),
-        "ci95": {
-            "mR": [float(mean_low), float(mean_high)],
-            "tile_to_text": dict(zip(names, intervals[:3], strict=True)),
-            "text_to_tile": dict(zip(names, intervals[3:], strict=True)),
-        },
-    }
+    return _Asked(per_tile, texts_of_tile, tiles_of_text, len(tiles), len(texts))
 
 
 def _check_retrieval(
@@ -191,111 +265,3 @@ def _chance(relevant: np.ndarray, gallery: int, k: int) -> float:
     drawn = np.arange(min(k, gallery))
     missed = np.clip(gallery - relevant[:, None] - drawn, 0, None) / (gallery - drawn)  # [Q, k]
     return float(np.mean(1 - missed.prod(axis=1)))
-
-
-def proxy_a_distance(
-    source: np.ndarray,
-    target: np.ndarray,
-    groups_source: np.ndarray | None = None,
-    groups_target: np.ndarray | None = None,
-    seed: int = 0,
-) -> float:
-    """How well a linear probe tells two domains apart: 2 (1 - 2 error), 0 for not at all, 2 for always.
-
-    The error is class-balanced and measured on the half of the groups that the probe has not seen: neighbouring tiles
-    look alike, so a probe tested beside its training tiles knows places rather than domains.
-
-    Args:
-        source: [n, D].
-        target: [m, D].
-        groups_source: [n], equal for tiles of one place; left out, every row is a place of its own.
-        groups_target: [m], likewise. Labels are per domain: 3 here and 3 there are two places.
-        seed: of the split.
-
-    Returns:
-        A number in [0, 2].
-    """
-    _check_domains(source, target)
-    rng = np.random.default_rng(seed)
-    held_out = np.concatenate([_half(len(source), groups_source, rng), _half(len(target), groups_target, rng)])
-    rows = np.concatenate([source, target]).astype(np.float64)
-    domain = np.repeat([0, 1], [len(source), len(target)])
-    probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
-    probe.fit(rows[~held_out], domain[~held_out])
-    wrong = probe.predict(rows[held_out]) != domain[held_out]
-    error = np.mean([wrong[domain[held_out] == d].mean() for d in (0, 1)])
-    return float(np.clip(2 * (1 - 2 * error), 0, 2))
-
-
-def _half(n: int, groups: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """Mark the rows of a random half of the groups; [n] bool."""
-    names, group = np.unique(np.arange(n) if groups is None else np.asarray(groups), return_inverse=True)
-    if len(group) != n or len(names) < 2:
-        raise ConfigError(f"{n} rows in {len(names)} groups; a probe needs two groups a domain, one to be tested on")
-    chosen = np.zeros(len(names), dtype=bool)
-    chosen[rng.permutation(len(names))[: len(names) // 2]] = True
-    return chosen[group]
-
-
-def mmd2(
-    source: np.ndarray, target: np.ndarray, permutations: int = 200, seed: int = 0, most: int = 1000
-) -> tuple[float, float]:
-    """Squared maximum mean discrepancy of two domains, unbiased, and its permutation p-value.
-
-    Gretton et al., JMLR 2012, eq. 3, with the kernel exp(-|x - y|^2 / (2 s^2)), s the median distance. Unbiased means
-    that it is about 0, and often just below, for two samples of one distribution.
-
-    Args:
-        source: [n, D].
-        target: [m, D].
-        permutations: how often the rows are dealt out to two domains anew.
-        seed: of the permutations and of the choice of rows.
-        most: rows used of each domain, chosen at random where there are more.
-
-    Returns:
-        The statistic, and (1 + permutations at least as large) / (1 + permutations).
-    """
-    _check_domains(source, target)
-    rng = np.random.default_rng(seed)
-    x, y = (rows[rng.choice(len(rows), most, replace=False)] if len(rows) > most else rows for rows in (source, target))
-    n = len(x)
-    kernel = _kernel(np.concatenate([x, y]).astype(np.float64))
-    in_source = np.zeros((1 + permutations, len(kernel)))
-    in_source[:, :n] = 1
-    in_source[1:] = rng.permuted(in_source[1:], axis=1)
-    values = _mmd2_of(kernel, in_source)  # the first is the real one
-    as_large = np.count_nonzero(values[1:] >= values[0] - 1e-12)
-    return float(values[0]), (1 + as_large) / (1 + permutations)
-
-
-def _kernel(rows: np.ndarray) -> np.ndarray:
-    """Gaussian kernel of all rows, [P, P], its diagonal zero: the unbiased statistic never pairs a row with itself."""
-    squares = (rows**2).sum(axis=1)
-    distance2 = squares[:, None] + squares - 2 * rows @ rows.T
-    distance2[distance2 < 1e-12 * squares.max()] = 0  # equal rows, up to rounding
-    off_diagonal = np.sqrt(distance2[np.triu_indices(len(rows), k=1)])
-    width = np.median(off_diagonal) or off_diagonal.mean() or 1.0  # half the rows or more may be one point
-    kernel = np.exp(-distance2 / (2 * width**2))
-    np.fill_diagonal(kernel, 0)
-    return kernel
-
-
-def _mmd2_of(kernel: np.ndarray, in_source: np.ndarray) -> np.ndarray:
-    """The statistic for each way [W, P] of dealing the rows out, 1 for source; [W]."""
-    in_target = 1 - in_source
-    n, m = in_source[0].sum(), in_target[0].sum()
-    to_source = in_source @ kernel  # [W, P], similarity of each row to all of the source
-    within_source = (to_source * in_source).sum(axis=1) / (n * (n - 1))
-    between = (to_source * in_target).sum(axis=1) / (n * m)
-    within_target = ((in_target @ kernel) * in_target).sum(axis=1) / (m * (m - 1))
-    return within_source + within_target - 2 * between
-
-
-def _check_domains(source: np.ndarray, target: np.ndarray) -> None:
-    for name, rows in (("source", source), ("target", target)):
-        if rows.ndim != 2 or len(rows) < 2:
-            raise ConfigError(f"{name} is {[*rows.shape]}; a domain gap needs [rows, width] with at least two rows")
-        if not np.isfinite(rows).all():
-            raise ConfigError(f"{name} holds embeddings that are not finite")
-    if source.shape[1] != target.shape[1]:
-        raise ConfigError(f"source is {source.shape[1]} wide and target {target.shape[1]}; wanted one encoder for both")

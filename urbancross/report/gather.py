@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from urbancross import metrics, runs, search, storage, tables
+from urbancross import gaps, runs, search, storage, tables
 from urbancross.config import ReportConfig
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
@@ -100,8 +100,8 @@ def gap(source: Place, target: Place, model: checkpoints.Model, seed: int) -> Do
     (a, places_a), (b, places_b) = (
         vectors_of(archive, embeddings_of(archive, model), seed) for archive in (source, target)
     )
-    distance = metrics.proxy_a_distance(a, b, places_a, places_b, seed)
-    discrepancy, p = metrics.mmd2(a, b, seed=seed)
+    distance = gaps.proxy_a_distance(a, b, places_a, places_b, seed)
+    discrepancy, p = gaps.mmd2(a, b, seed=seed)
     return DomainGap(a, b, distance, discrepancy, p)
 
 
