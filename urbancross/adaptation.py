@@ -17,7 +17,7 @@ from urbancross.pairs import Batch, Pairs
 from urbancross.resuming import Memory, Moving, drawn
 from urbancross.training import FORGETFUL, Event, Team, descend, one_cycle, pool, see_segments_as_tiles
 
-ALIKE, SPREAD, ROUNDS, TEMPERATURE = 10, 0.5, 3, 0.02
+ALIKE, SPREAD, ROUNDS, TEMPERATURE = 10, 0.9, 10, 0.02
 """Of `--target-pairs transport`: see `matching.neighbours`, `matching.spread` and `matching.balanced`."""
 
 

@@ -1,0 +1,133 @@
+"""Every method of adaptation beside no adaptation at all, over seeds: what each is worth, with intervals.
+
+    python tuning/methods.py --source A --target B --out FOLDER [--seeds 0 1 2] [--methods dann] [-- --steps 300]
+
+Both archives have to hold features, as `urbancross pretrain` makes them. For each seed heads are pretrained on the
+source, then carried to the target by each method; what follows `--` goes to `adapt` as it stands. All are measured on
+the target's tiles of split `valid` by both protocols. Gains are relative to the pretrained heads, paired by seed and
+tile; `oracle gap` is the share of the way from them to `oracle`. Prints tables in Markdown and writes
+FOLDER/methods.json; what is in FOLDER already is not done again.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from urbancross import adaptation, metrics, storage, tables, training
+from urbancross.command_line import from_command_line
+from urbancross.config import METHODS, AdaptConfig, PretrainConfig
+from urbancross.distributed.features import FeatureTables
+from urbancross.distributed.training import load_pairs
+from urbancross.metrics import Embeddings
+from urbancross.models import checkpoints
+from urbancross.models.dual_encoder import DualEncoder
+from urbancross.pairs import Pairs
+
+PROTOCOLS: tuple[metrics.Protocol, ...] = ("field", "unique-text")
+BEFORE = "no adaptation"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for flag in ("source", "target", "out"):
+        parser.add_argument(f"--{flag}", required=True)
+    parser.add_argument("--captions", default="given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    told, more = parser.parse_known_args()
+    flags = [flag for flag in more if flag != "--"]
+    source, target = (pairs_of(archive, told.captions) for archive in (told.source, told.target))
+    home = Path(told.out)
+    home.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[Embeddings]] = {}
+    on_source: dict[str, list[float]] = {}
+    for seed in told.seeds:
+        for method in track([BEFORE, *told.methods], f"seed {seed}"):
+            kept = home / f"{method}-{seed}.npz"
+            if not kept.is_file():
+                encoder = pretrained(source["train"], seed, home)
+                if method != BEFORE:
+                    given = ["--checkpoint", "c", "--source", "s", "--target", "t", "--out", "o", "--method", method]
+                    config = from_command_line(AdaptConfig, [*given, "--seed", str(seed), *flags], "adapt")
+                    adaptation.adapt(
+                        encoder, source["train"], target["train"], config, training.ALONE, lambda event: None
+                    )
+                v, u = embedded(encoder, target["valid"])
+                mr = 100 * recall(embedded(encoder, source["valid"]), source["valid"])
+                np.savez(kept, v=v, u=u, source_mr=mr)
+            with np.load(kept) as told_by:
+                found.setdefault(method, []).append((told_by["v"], told_by["u"]))
+                on_source.setdefault(method, []).append(float(told_by["source_mr"]))
+    results = {protocol: compared(found, target["valid"], protocol) for protocol in PROTOCOLS}
+    storage.write_json(
+        home / "methods.json",
+        {"flags": flags, "seeds": told.seeds, "results": results, "source_mR": on_source},
+    )
+    for protocol, rows in results.items():
+        print(f"\nmR by `{protocol}` on {len(target['valid'])} tiles, {len(told.seeds)} seeds\n")
+        print("| method | mR, % | gain, % | 95 % | oracle gap, % | source mR, % |\n|---|---|---|---|---|---|")
+        for method, row in rows.items():
+            low, high = (100 * end for end in row["ci95"])
+            share = f"{100 * row['oracle_gap']:.0f}" if "oracle_gap" in row else "–"
+            print(
+                f"| {method} | {100 * row['after']:.1f} | {100 * row['gain']:+.1f} | {low:+.1f} to {high:+.1f} "
+                f"| {share} | {np.mean(on_source[method]):.1f} |"
+            )
+
+
+def pairs_of(archive: str, captions: str) -> dict[str, Pairs]:
+    """The pairs of both splits, from the features that lie in the archive."""
+    place = storage.archive(archive)
+    features = tables.table_of(place, "features", None, "features")
+    return {
+        split: load_pairs(place, FeatureTables(f"captions@{captions}", features, 0), split)
+        for split in ("train", "valid")
+    }
+
+
+def pretrained(pairs: Pairs, seed: int, home: Path) -> DualEncoder:
+    """Heads that have learnt as `urbancross pretrain` has them learn, without segments; kept for the next method."""
+    model = checkpoints.resolve("starter", PretrainConfig.model_fields["width"].default)
+    kept = home / f"pretrained-{seed}.pt"
+    if not kept.is_file():
+        config = PretrainConfig(archive="a", out="o", seed=seed)
+        learning = checkpoints.load(model, "cpu", config.dropout, seed)
+        training.pretrain(learning, pairs, config, training.ALONE, lambda event: None)
+        torch.save(learning.heads.state_dict() | {"scale": learning.scale.detach()}, kept)
+    weights = torch.load(kept)
+    encoder = checkpoints.load(model)  # without dropout from here on
+    encoder.scale.data.copy_(weights.pop("scale"))
+    encoder.heads.load_state_dict(weights)
+    return encoder
+
+
+@torch.inference_mode()
+def embedded(encoder: DualEncoder, pairs: Pairs) -> Embeddings:
+    return encoder.heads["image"](pairs.images).numpy(), encoder.heads["text"](pairs.texts).numpy()
+
+
+def owners(pairs: Pairs) -> np.ndarray:
+    return torch.repeat_interleave(torch.arange(len(pairs)), pairs.starts.diff()).numpy()
+
+
+def recall(found: Embeddings, pairs: Pairs) -> float:
+    return float(metrics.evaluate_retrieval(*found, owners(pairs), bootstrap=1)["mR"])
+
+
+def compared(found: dict[str, list[Embeddings]], pairs: Pairs, protocol: metrics.Protocol) -> dict[str, dict[str, Any]]:
+    """Each method against no adaptation."""
+    keys = pairs.text_keys.numpy()
+    rows = {method: metrics.gain(found[BEFORE], runs, owners(pairs), protocol, keys) for method, runs in found.items()}
+    if "oracle" in rows:
+        span = rows["oracle"]["after"] - rows["oracle"]["before"]
+        for row in rows.values():
+            row["oracle_gap"] = (row["after"] - row["before"]) / span
+    return rows
+
+
+if __name__ == "__main__":
+    main()
