@@ -1,9 +1,9 @@
 """`adapt`: features of both archives by the checkpoint's towers, a team that carries its heads over, a checkpoint."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from urbancross import adaptation, storage, training
+from urbancross import adaptation, storage, training, verdict
 from urbancross.config import AdaptConfig
 from urbancross.distributed.features import make_features
 from urbancross.distributed.training import (
@@ -17,9 +17,12 @@ from urbancross.distributed.training import (
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
 from urbancross.pairs import Pairs
+from urbancross.progress import say
 from urbancross.resuming import Memory
 from urbancross.runs import Balance
 from urbancross.tables import digest_of, require_split
+
+VERDICT = "verdict.json"
 
 
 def run(config: AdaptConfig) -> Balance:
@@ -50,8 +53,19 @@ def run(config: AdaptConfig) -> Balance:
         source_pairs = load_pairs(source, of_source, config.split)
         target_pairs = load_pairs(target, of_target, config.split)
         encoder = checkpoints.load(model, config.device)
-        adaptation.adapt(encoder, source_pairs, target_pairs, config, team, on_step, memory, kept_back())
-        return Trained(encoder, model.base, model.towers, config.model_dump(), made_from)
+        held = kept_back()
+        before = verdict.agreement(encoder, held[1]) if held else None
+        adaptation.adapt(encoder, source_pairs, target_pairs, config, team, on_step, memory, held)
+        told = {}
+        if held and before is not None and team.rank == 0:
+            told[VERDICT] = asdict(verdict.judge(before, verdict.agreement(encoder, held[1]), seed=config.seed))
+        return Trained(encoder, model.base, model.towers, config.model_dump(), made_from, told)
 
     train(work, config, config.out, "adapt", config.steps, made_from)
+    found = storage.local(config.out) / VERDICT
+    say(
+        f"adapt: {verdict.Verdict(**storage.read_json(found, '--out'))}"
+        if found.is_file()
+        else "adapt: no verdict, for want of tiles of split valid in both archives"
+    )
     return balance

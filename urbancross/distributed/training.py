@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ class Trained:
         base: the base model's name.
         towers: their digest, if they did not move.
         made_from: digests of the model and the tables that training began with.
+        beside: what else lies in the checkpoint, JSON files by name.
     """
 
     encoder: DualEncoder
@@ -115,6 +116,7 @@ class Trained:
     towers: str | None
     settings: dict[str, Any]
     made_from: dict[str, str]
+    beside: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def train(
@@ -170,6 +172,8 @@ def train(
                     trained.encoder, temporary, trained.base, trained.towers, trained.settings, trained.made_from
                 )
                 (temporary / checkpoints.EVENTS).write_bytes(runs.event_lines(events))
+                for name, value in trained.beside.items():
+                    storage.write_json(temporary / name, value)
                 shutil.copytree(home / CURVES, temporary / CURVES)
             shutil.rmtree(home, ignore_errors=True)
         ray.train.report({"steps": len(events)})
