@@ -23,6 +23,7 @@ from urbancross.runs import Balance
 from urbancross.tables import digest_of, require_split
 
 VERDICT = "verdict.json"
+FEWEST = 8  # tiles that were kept back, for a diagnosis
 
 
 def run(config: AdaptConfig) -> Balance:
@@ -45,9 +46,10 @@ def run(config: AdaptConfig) -> Balance:
 
     def kept_back() -> tuple[Pairs, Pairs] | None:
         try:
-            return load_pairs(source, of_source, "valid"), load_pairs(target, of_target, "valid")
+            held = load_pairs(source, of_source, "valid"), load_pairs(target, of_target, "valid")
         except ConfigError:  # no tile of that split: no diagnosis
             return None
+        return held if min(map(len, held)) >= FEWEST else None
 
     def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
         source_pairs = load_pairs(source, of_source, config.split)
@@ -66,6 +68,6 @@ def run(config: AdaptConfig) -> Balance:
     say(
         f"adapt: {verdict.Verdict(**storage.read_json(found, '--out'))}"
         if found.is_file()
-        else "adapt: no verdict, for want of tiles of split valid in both archives"
+        else f"adapt: no verdict, for want of {FEWEST} tiles of split valid in both archives"
     )
     return balance
