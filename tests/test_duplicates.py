@@ -7,7 +7,7 @@ from urbancross.errors import ConfigError, TileSkipped
 
 
 def picture(seed: int, side: int = 64) -> np.ndarray:
-    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    small = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC))
 
 
@@ -61,3 +61,13 @@ def test_neighbours_are_those_within_the_buffer_also_across_the_antimeridian():
     assert neighbours_in_place(row[:1], row, 1.5).tolist() == [[0, 0], [0, 1], [0, 2]]
     assert neighbours_in_place([[178.5, 0, 179.5, 1]], [[-179.5, 0, -178.5, 1], [0, 0, 1, 1]], 1.5).tolist() == [[0, 0]]
     assert neighbours_in_place([], row, 1.0).shape == (0, 2)
+
+
+@pytest.mark.parametrize("side", [32, 33, 47, 48, 64, 100, 224])
+def test_a_turned_picture_has_the_hashes_of_the_picture_in_another_order_at_any_size(side: int):
+    small = np.random.default_rng(side).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC))
+    of_picture = set(perceptual_hashes(picture).tolist())
+    for turns in range(4):
+        for turned in (np.rot90(picture, turns), np.rot90(picture, turns)[:, ::-1]):
+            assert set(perceptual_hashes(turned.copy()).tolist()) == of_picture

@@ -34,8 +34,10 @@ def perceptual_hashes(image: np.ndarray) -> np.ndarray:
     Raises:
         TileSkipped: the picture is too plain for a hash to mean anything.
     """
-    picture = Image.fromarray(image).convert("L").convert("F")  # whole numbers would be rounded along one axis first
-    grey = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float64)
+    picture = (
+        Image.fromarray(image).convert("L").convert("F")
+    )  # whole numbers would be rounded along one axis first; BOX knows left from right
+    grey = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float64)
     if grey.std() < PLAIN:
         raise TileSkipped("too plain to tell from others")
     low = dctn(grey, norm="ortho")[:LOW, :LOW]

@@ -19,7 +19,7 @@ def run(verb: str, **settings: Any) -> str:
 
 
 def picture(seed: int) -> np.ndarray:
-    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    small = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((48, 48), Image.Resampling.BICUBIC))
 
 

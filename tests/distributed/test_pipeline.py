@@ -98,7 +98,14 @@ def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixtu
         max_segments=2,
     )
     assert line == "read 60 = written 40 + done before 0 + skipped 16 + failed 4"
-    told = events(home / "adapted")
+    begun, *told = events(home / "adapted")
+    assert begun["step"] == 0
+    assert begun["source_recall"] > 0.5
+    assert told[-1]["target_recall"] > 0.3
+    verdict = json.loads((home / "adapted" / "verdict.json").read_text())
+    assert verdict["adapt"] == (verdict["low"] > 0)
+    assert list((home / "adapted" / "tensorboard").glob("events*"))
+    assert not (home / "adapted.unfinished").exists()
     assert [told[0]["pace"], told[-1]["pace"]] == [
         pytest.approx(6 / 16),
         1.0,
