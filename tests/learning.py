@@ -73,7 +73,11 @@ def pretrained(
 
 def adapting(**settings: Any) -> AdaptConfig:
     return AdaptConfig(
-        checkpoint="c", source="s", target="t", out="o", **{"target_batch": 16, "ratio": 3, "steps": 60} | settings
+        checkpoint="c",
+        source="s",
+        target="t",
+        out="o",
+        **{"method": "urbancross", "target_batch": 16, "ratio": 3, "steps": 60} | settings,
     )
 
 

@@ -133,6 +133,17 @@ def test_unpaired_methods_do_not_depend_on_which_text_is_whose():
             assert mine == pytest.approx(theirs, abs=1e-4)
 
 
+def test_of_a_large_target_some_tiles_have_partners_and_others_by_the_next_round(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(adaptation, "MOST", 20)
+    target = pairs(64, seed=5)
+    partners = adaptation.Partners(encoder(), target, adapting(target_pairs="transport", steps=10, target_rounds=2))
+    first = partners.at(1).chances.any(dim=1).clone()  # type: ignore[union-attr]
+    assert torch.equal(partners.at(5).chances.any(dim=1), first)  # type: ignore[union-attr]
+    second = partners.at(6).chances.any(dim=1)  # type: ignore[union-attr]
+    assert first.sum() == second.sum() == 20
+    assert not torch.equal(first, second)
+
+
 def test_partners_of_transport_help_the_target_more_than_none():
     source, target = pairs(384), pairs(384, seed=107, shift=3.0)
 

@@ -19,6 +19,7 @@ from urbancross.training import FORGETFUL, Event, Team, descend, one_cycle, pool
 
 ALIKE, SPREAD, ROUNDS, TEMPERATURE = 10, 0.9, 10, 0.02
 """Of `--target-pairs transport`: see `matching.neighbours`, `matching.spread` and `matching.balanced`."""
+MOST = 8192  # tiles, and distinct texts, of the target among which partners are sought at once
 
 
 @torch.inference_mode()
@@ -176,7 +177,7 @@ class Partners:
     def __init__(self, encoder: DualEncoder, target: Pairs, config: AdaptConfig) -> None:
         self.encoder, self.target, self.config = encoder, target, config
         self.every = max(math.ceil(config.steps / config.target_rounds), 1)
-        self.pairing = None if config.target_pairs == "none" else self._choose()
+        self.pairing = None if config.target_pairs == "none" else self._choose(1)
 
     def tensors(self) -> list[Tensor]:
         """What a training that goes on from a kept state needs."""
@@ -184,19 +185,23 @@ class Partners:
 
     def at(self, step: int) -> Pairing | None:
         if self.pairing is not None and step > 1 and (step - 1) % self.every == 0:
-            chosen = self._choose()
+            chosen = self._choose(step)
             for kept, new in zip(self.tensors(), (chosen.texts, chosen.chances), strict=True):
                 kept.copy_(new)
         return self.pairing
 
     @torch.no_grad()
-    def _choose(self) -> Pairing:
+    def _choose(self, step: int) -> Pairing:
         config, target, heads = self.config, self.target, self.encoder.heads
         if config.target_pairs == "known":
             share = 1.0 if config.setting == "oracle" else config.target_share
             return matching.known(target, share, drawn(config.seed, "known"))
+        generator = drawn(config.seed, "partners", step)
+        tiles = torch.randperm(len(target), generator=generator)[:MOST].sort().values
         rows, shares = target.distinct_texts()
-        v = heads["image"](target.images.to(self.encoder.device)).cpu()
+        some = torch.randperm(len(rows), generator=generator)[:MOST].sort().values
+        rows, shares = rows[some], shares[some] / shares[some].sum()
+        v = heads["image"](target.images[tiles].to(self.encoder.device)).cpu()
         u = heads["text"](target.texts[rows].to(self.encoder.device)).cpu()
         # The means differ between modalities and domains, and say nothing about a tile or a text.
         v = nn.functional.normalize(v - v.mean(dim=0), dim=1)
@@ -204,9 +209,12 @@ class Partners:
         if config.target_pairs == "mutual":
             found = matching.nearest(v @ u.T)
         else:
-            alike = matching.neighbours(target.images, ALIKE), matching.neighbours(target.texts[rows], ALIKE)
+            alike = matching.neighbours(target.images[tiles], ALIKE), matching.neighbours(target.texts[rows], ALIKE)
             found = matching.transported(matching.spread(v @ u.T, *alike, SPREAD, ROUNDS), shares, TEMPERATURE)
-        return Pairing(rows[found.texts], found.chances)
+        width = found.texts.shape[1]
+        texts, chances = torch.zeros(len(target), width, dtype=torch.int64), torch.zeros(len(target), width)
+        texts[tiles], chances[tiles] = rows[found.texts], found.chances
+        return Pairing(texts, chances)
 
 
 @torch.inference_mode()

@@ -91,6 +91,7 @@ def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixtu
         source=source,
         target=target,
         out=after,
+        method="urbancross",
         steps=12,
         workers=2,
         target_batch=8,

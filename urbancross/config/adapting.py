@@ -8,6 +8,7 @@ from urbancross.config.base import Split
 from urbancross.config.learning import TrainingConfig
 
 Method = Literal[
+    "transport",
     "urbancross",
     "source-only",
     "centre",
@@ -16,30 +17,34 @@ Method = Literal[
     "dann",
     "iwan",
     "self-training",
-    "transport",
     "as-released",
     "few-shot",
     "joint",
     "oracle",
 ]
 
-_PLAIN: dict[str, Any] = {"pace": "none", "weights": "uniform", "adversary_weight": 0.0}
-METHODS: dict[str, dict[str, Any]] = {
-    "urbancross": {},
-    "source-only": _PLAIN,
-    "centre": _PLAIN | {"steps": 0, "centre": True},
-    "coral": _PLAIN | {"gap": "coral"},
-    "mmd": _PLAIN | {"gap": "mmd"},
-    "dann": _PLAIN | {"adversary_weight": 0.01},
-    "iwan": _PLAIN | {"adversary_weight": 0.01, "weights": "iwan"},
-    "self-training": _PLAIN | {"target_pairs": "mutual"},
-    "transport": _PLAIN | {"target_pairs": "transport"},
-    "as-released": {"adversary": "as-released", "loss": "triplet", "negative": "target-tile"},
-    "few-shot": _PLAIN | {"setting": "few-shot", "target_pairs": "known"},
-    "joint": _PLAIN | {"setting": "oracle", "target_pairs": "known"},
-    "oracle": _PLAIN | {"setting": "oracle", "target_pairs": "known", "source_weight": 0.0, "segment_weight": 0.0},
+_PAPER: dict[str, Any] = {
+    "pace": "linear",
+    "weights": "similarity",
+    "adversary_weight": 0.01,
+    "target_pairs": "none",
 }
-"""What each method sets, where it is not said otherwise; all others keep the defaults below."""
+METHODS: dict[str, dict[str, Any]] = {
+    "transport": {},
+    "urbancross": _PAPER,
+    "source-only": {"target_pairs": "none"},
+    "centre": {"target_pairs": "none", "steps": 0, "centre": True},
+    "coral": {"target_pairs": "none", "gap": "coral"},
+    "mmd": {"target_pairs": "none", "gap": "mmd"},
+    "dann": {"target_pairs": "none", "adversary_weight": 0.01},
+    "iwan": {"target_pairs": "none", "adversary_weight": 0.01, "weights": "iwan"},
+    "self-training": {"target_pairs": "mutual"},
+    "as-released": _PAPER | {"adversary": "as-released", "loss": "triplet", "negative": "target-tile"},
+    "few-shot": {"target_pairs": "known", "setting": "few-shot"},
+    "joint": {"target_pairs": "known", "setting": "oracle"},
+    "oracle": {"target_pairs": "known", "setting": "oracle", "source_weight": 0.0, "segment_weight": 0.0},
+}
+"""What each method sets, where it is not said otherwise; for the rest the defaults below hold."""
 
 
 class AdaptConfig(TrainingConfig):
@@ -56,7 +61,7 @@ class AdaptConfig(TrainingConfig):
     """Archive to adapt to; its tiles and texts are used without their pairing."""
     out: str
     """The checkpoint folder to write."""
-    method: Method = "urbancross"
+    method: Method = "transport"
     """A name for a choice of the flags below; each can still be given by itself. See docs/adaptation.md."""
     setting: Literal["unsupervised", "few-shot", "oracle"] = "unsupervised"
     """unsupervised: target tiles and target texts, unpaired. few-shot: the pairs of --target-share of the target's
@@ -89,15 +94,15 @@ class AdaptConfig(TrainingConfig):
     """Margin of the triplet or the hinge at the start."""
     margin_end: NonNegativeFloat = 0.5
     """Margin of the triplet or the hinge at the end."""
-    pace: Literal["linear", "root", "step", "none", "anti", "random"] = "linear"
+    pace: Literal["linear", "root", "step", "none", "anti", "random"] = "none"
     """How the share of source candidates grows from the closest to all."""
     pace_start: float = Field(default=0.3, gt=0, le=1)
     """Share of source candidates at the start."""
-    weights: Literal["similarity", "iwan", "uniform", "shuffled"] = "similarity"
+    weights: Literal["similarity", "iwan", "uniform", "shuffled"] = "uniform"
     """How source pairs are weighted."""
     adversary: Literal["reversed", "as-released"] = "reversed"
     """reversed: the encoder works against the discriminators. as-released: with them, and the domains move apart."""
-    adversary_weight: NonNegativeFloat = 0.01
+    adversary_weight: NonNegativeFloat = 0.0
     """Weight of the adversarial term, for tiles and for texts alike."""
     reversal_max: NonNegativeFloat = 1.0
     """Strength of the gradient reversal at the end of its ramp."""
@@ -105,7 +110,7 @@ class AdaptConfig(TrainingConfig):
     """A distance between the domains' embeddings that is made small: of their covariances, or of their kernel means."""
     gap_weight: NonNegativeFloat = 1.0
     """Weight of the gap term, for tiles and for texts alike."""
-    target_pairs: Literal["none", "mutual", "transport", "known"] = "none"
+    target_pairs: Literal["none", "mutual", "transport", "known"] = "transport"
     """What takes the place of target pairs: tiles and texts that are nearest to each other; a balanced plan between all
     of them; or those that --setting says are known."""
     target_weight: NonNegativeFloat = 1.0
