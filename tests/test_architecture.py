@@ -18,6 +18,7 @@ MAY_PRINT = {
         "search.py",
         "explain.py",
         "export.py",
+        "distributed/auditing.py",
         "distributed/verifying.py",
         "progress.py",
         "report/gather.py",

@@ -50,6 +50,27 @@ def test_a_saved_model_comes_back_whole(encoder: DualEncoder, saved: Path):
     np.testing.assert_array_equal(again.encode_texts(["a lake"]), encoder.encode_texts(["a lake"]))
 
 
+def test_segments_are_seen_by_the_tower_before_it_learnt_also_by_the_model_that_comes_back(tmp_path: Path):
+    encoder = checkpoints.load(checkpoints.resolve("starter", 16))
+    crops = [np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)]
+    before, tile = encoder.encode_segments(crops), encoder.encode_images(crops)
+    encoder.keep_segment_tower()
+    with torch.no_grad():
+        for parameter in encoder.unlock_image_tower():
+            parameter += 0.01 * torch.randn_like(parameter)
+    assert not np.allclose(encoder.encode_images(crops), tile, atol=1e-3)
+    np.testing.assert_array_equal(encoder.encode_segments(crops), before)
+    assert not any(parameter.requires_grad for parameter in encoder.segment_tower.parameters())
+    folder = tmp_path / "c"
+    with storage.publish_folder(folder) as temporary:
+        checkpoints.save(encoder, temporary, "starter", None, {}, {})
+    again = checkpoints.load(checkpoints.resolve(str(folder)))
+    np.testing.assert_array_equal(again.encode_segments(crops), before)
+    np.testing.assert_array_equal(again.encode_images(crops), encoder.encode_images(crops))
+    again.see_segments_as_tiles()
+    np.testing.assert_array_equal(again.encode_segments(crops), again.encode_images(crops))
+
+
 def test_a_checkpoint_that_is_not_whole_is_named(saved: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="is no checkpoint: checkpoint.json, model.safetensors missing"):

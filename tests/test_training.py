@@ -138,3 +138,14 @@ def test_a_state_of_another_model_and_a_broken_one_are_refused():
         training.pretrain(model, pairs(), config, training.ALONE, lambda event: None, Memory(kept[0]))
     with pytest.raises(CheckpointError, match=r"state.pt cannot be read .*remove it to start over"):
         resuming.from_bytes(b"no state", "state.pt")
+
+
+@pytest.mark.parametrize("kind", ["separate", "shared", "frozen"])
+def test_what_sees_segments_learns_or_does_not(kind: str):
+    before = encoder().heads["segment"].project.weight
+    model = pretrained(pairs(), segment_encoder=kind, head_epochs=3)
+    segment, image = (model.heads[name].project.weight for name in ("segment", "image"))
+    assert torch.equal(segment, before) == (kind == "frozen")
+    assert torch.equal(segment, image) == (kind == "shared")
+    without = pretrained(pairs(), segment_weight=0.0, head_epochs=3)
+    assert not torch.equal(image, without.heads["image"].project.weight) or kind == "frozen"

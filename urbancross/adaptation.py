@@ -15,7 +15,7 @@ from urbancross.models.discriminator import Discriminator
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Batch, Pairs
 from urbancross.resuming import Memory, Moving, drawn
-from urbancross.training import FORGETFUL, Event, Team, descend, one_cycle, pool, see_segments_as_tiles
+from urbancross.training import FORGETFUL, Event, Team, descend, one_cycle, pool
 
 ALIKE, SPREAD, ROUNDS, TEMPERATURE = 10, 0.9, 10, 0.02
 """Of `--target-pairs transport`: see `matching.neighbours`, `matching.spread` and `matching.balanced`."""
@@ -65,7 +65,9 @@ def adapt(
         TrainingError: the loss is not finite, or a diagnosis says that going on does harm.
     """
     close = reference_closeness(encoder, source, target).clone()  # by the pretrained encoder, before it moves
-    kinds = ["image", "text", *(["segment"] if source.present.any() else [])]
+    with_segments = bool(source.present.any())
+    kinds = ["image", "text", *(["segment"] if with_segments and config.segment_encoder == "separate" else [])]
+    sees_segments = "image" if config.segment_encoder == "shared" else "segment"
     heads = nn.ModuleList([encoder.heads[kind] for kind in kinds])
     torch.manual_seed(config.seed)  # the discriminators' first weights
     judges = nn.ModuleDict({kind: Discriminator(encoder.width) for kind in ("image", "text")}).to(encoder.device)
@@ -117,8 +119,8 @@ def adapt(
         if config.gap != "none":
             apart = {"coral": losses.coral, "mmd": losses.mmd}[config.gap]
             terms["gap"] = apart(v, target_v) + apart(u, target_u)
-        if "segment" in kinds:
-            z = team.gather(pool(encoder, source, part))
+        if with_segments:
+            z = team.gather(pool(encoder, source, part, sees_segments))
             has_segment = source.present[batch.rows].any(dim=1).to(encoder.device)
             terms["segment"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
         if (pairing := partners.at(step)) is not None:
@@ -161,7 +163,8 @@ def adapt(
             | ({"margin": margin} if config.loss in ("triplet", "hinge") else {})
         )
         memory.after("adapt", step, config.steps, moving)
-    see_segments_as_tiles(encoder, source)
+    if not with_segments or config.segment_encoder == "shared":
+        encoder.see_segments_as_tiles()
     if config.centre:
         take_off_means(encoder, target)
     encoder.eval()

@@ -52,8 +52,9 @@ def pretrain(
 ) -> None:
     """Learn by contrast, L = L(V, U) + segment_weight * L(Z, U) (UrbanCross, arXiv 2404.14241): heads, then tower."""
     heads = nn.ModuleList([encoder.heads["image"], encoder.heads["text"]])
-    if pairs.present.any():
-        heads.append(encoder.heads["segment"])  # otherwise it has nothing to learn from
+    if pairs.present.any() and config.segment_encoder == "separate":
+        heads.append(encoder.heads["segment"])
+    sees_segments = "image" if config.segment_encoder == "shared" else "segment"
     bias = nn.Parameter(torch.tensor(losses.first_bias(config.head_batch), device=encoder.device))
     head_parameters = [*heads.parameters(), encoder.scale, bias]
     heads.train()
@@ -70,7 +71,7 @@ def pretrain(
             torch.manual_seed(drawn(config.seed, stage, step, team.rank).initial_seed())  # dropout
             part = batch.part(team.rank, team.world)
             loss_of = losses.contrast(config.loss, encoder.inverse_temperature(), bias, config.margin)
-            terms = contrastive_terms(encoder, pairs, batch, part, see(part, step), team, loss_of)
+            terms = contrastive_terms(encoder, pairs, batch, part, see(part, step), team, loss_of, sees_segments)
             loss = terms["tile_text"] + config.segment_weight * terms.get("segment_text", 0.0)
             descend(loss, [optimiser], schedule, team)
             told = {name: term.item() for name, term in terms.items()}
@@ -89,6 +90,8 @@ def pretrain(
     if not memory.is_past("heads", ["image"]):
         learn("heads", config.head_epochs, config.head_batch, groups, features)
     if config.train == "image":
+        if pairs.present.any():
+            encoder.keep_segment_tower()  # segments' features are stored, by the tower as it is
         groups.append({"params": encoder.unlock_image_tower(config.unlocked_groups), "lr": config.tower_lr})
 
         def tower(pixels: Tensor) -> Tensor:
@@ -102,7 +105,8 @@ def pretrain(
 
         # The tower stays in eval mode: its BatchNorm statistics are frozen.
         learn("image", config.epochs, config.image_batch, groups, look)
-    see_segments_as_tiles(encoder, pairs)
+    if not pairs.present.any() or config.segment_encoder == "shared":
+        encoder.see_segments_as_tiles()
     encoder.eval()
 
 
@@ -120,12 +124,6 @@ def in_chunks(tower: Callable[[Tensor], Tensor], pixels: Tensor, size: int | Non
     return torch.cat([checkpoint(tower, chunk, use_reentrant=False) for chunk in pixels.split(size)])
 
 
-def see_segments_as_tiles(encoder: DualEncoder, pairs: Pairs) -> None:
-    """What has learnt from no segment embeds them as it does tiles, rather than at random."""
-    if not pairs.present.any():
-        encoder.heads["segment"].load_state_dict(encoder.heads["image"].state_dict())
-
-
 def pretrain_steps(pairs: int, config: PretrainConfig) -> int:
     """How many steps `pretrain` takes for that many pairs."""
     steps = config.head_epochs * max(pairs // config.head_batch, 1)
@@ -140,12 +138,14 @@ def contrastive_terms(
     seen: Tensor,
     team: Team,
     loss_of: losses.Contrast,
+    sees_segments: str = "segment",
 ) -> dict[str, Tensor]:
     """The tile-text and segment-text terms of a whole batch, of which this process embeds its part.
 
     Args:
         seen: [B/W, F] image features of the part.
         loss_of: see `losses.contrast`.
+        sees_segments: kind of the head that does.
     """
     device = encoder.device
     v = team.gather(encoder.heads["image"](seen))
@@ -154,15 +154,15 @@ def contrastive_terms(
     positive = losses.positives(whole.rows, pairs.text_keys[whole.captions]).to(device)
     terms = {"tile_text": loss_of(v, u, positive)}
     if pairs.present.any():
-        z = team.gather(pool(encoder, pairs, part))
+        z = team.gather(pool(encoder, pairs, part, sees_segments))
         has_segment = pairs.present[whole.rows].any(dim=1).to(device)
         terms["segment_text"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
     return terms
 
 
-def pool(encoder: DualEncoder, pairs: Pairs, part: Batch) -> Tensor:
-    """Pooled segment embeddings `[B, D]` of a batch; zeros where a tile has none."""
-    segments = encoder.heads["segment"](pairs.segments[part.rows].to(encoder.device))
+def pool(encoder: DualEncoder, pairs: Pairs, part: Batch, kind: str) -> Tensor:
+    """Pooled segment embeddings `[B, D]` of a batch, by a kind of head; zeros where a tile has none."""
+    segments = encoder.heads[kind](pairs.segments[part.rows].to(encoder.device))
     return losses.pool_segments(segments, pairs.present[part.rows].to(encoder.device))
 
 

@@ -26,6 +26,10 @@ class TrainingConfig(MakerConfig):
     segment_weight: NonNegativeFloat = 1.0
     """Weight of the segment-text term."""
 
+    segment_encoder: Literal["separate", "shared", "frozen"] = "separate"
+    """What sees segments: a head of its own, on the image tower as it is before it learns; the head that sees tiles; or
+    what the model has for them, which does not learn."""
+
     @model_validator(mode="after")
     def _follows_captions(self) -> Self:
         if self.order != "caption" and (self.min_score is not None or self.ranks is not None):

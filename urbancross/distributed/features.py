@@ -1,7 +1,7 @@
 """What frozen towers say of tiles, captions and segments: computed once, kept as a table, learned from many times."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,24 +63,21 @@ class FeatureExtractor:
     def fill_in(self, rows: list[dict[str, Any]]) -> None:
         """Replace pixels and texts by features, all of a batch together."""
         done = [row for row in rows if row["failure"] is None]
-        pictures = [picture for row in done for picture in (row["image"], *row["segments"])]
-        seen = self._see(pictures)
+        seen = self._see(self.encoder.image_features, [row["image"] for row in done])
+        cut = self._see(self.encoder.segment_features, [piece for row in done for piece in row["segments"]])
         read = (
             self.encoder.distinct_text_features([text for row in done for text in row["texts"]]).float().cpu().numpy()
         )
-        for row in done:
-            (row["image"], *row["segments"]), seen = (
-                list(seen[: 1 + len(row["segments"])]),
-                seen[1 + len(row["segments"]) :],
-            )
+        for row, image in zip(done, seen, strict=True):
+            row["image"] = image
+            row["segments"], cut = list(cut[: len(row["segments"])]), cut[len(row["segments"]) :]
             row["texts"], read = list(read[: len(row["texts"])]), read[len(row["texts"]) :]
 
-    def _see(self, pictures: list[np.ndarray], batch: int = 64) -> np.ndarray:
+    def _see(
+        self, tower: Callable[[torch.Tensor], torch.Tensor], pictures: list[np.ndarray], batch: int = 64
+    ) -> np.ndarray:
         parts = [np.stack(pictures[i : i + batch]) for i in range(0, len(pictures), batch)]
-        seen = [
-            self.encoder.image_features(torch.from_numpy(part).permute(0, 3, 1, 2)).float().cpu().numpy()
-            for part in parts
-        ]
+        seen = [tower(torch.from_numpy(part).permute(0, 3, 1, 2)).float().cpu().numpy() for part in parts]
         return np.concatenate(seen) if seen else np.empty((0, self.encoder.image_width), np.float32)
 
 

@@ -28,6 +28,15 @@ def run(config: PretrainConfig) -> Balance:
     images = config.train == "image"
     if images and model.base != "starter" and config.crop_px != (side := checkpoints.image_px_of(model)):
         raise ConfigError(f"--crop-px {config.crop_px}: {model.base} takes {side} px alone; give --crop-px {side}")
+    if images and config.segment_encoder == "shared" and config.segments != "none":
+        raise ConfigError(
+            "--segment-encoder shared with --train image: segments are seen once, by the tower before it learns; "
+            "give --segment-encoder separate, or --segments none"
+        )
+    if config.segment_encoder == "frozen" and model.base == "starter" and model.folder is None:
+        raise ConfigError(
+            "--segment-encoder frozen: starter has learnt nothing of segments yet; give separate or shared"
+        )
     require_split(archive, config.split)
     tables = make_features(archive, model, config, config.captions, config.segments)
     made_from = {"model": model.fingerprint, "source": digest_of(archive, tables.features)}

@@ -120,6 +120,8 @@ def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0)
     encoder = _build(model, dropout, seed)
     if model.folder is not None:
         try:
+            if storage.read_json(model.folder / DESCRIPTION, "checkpoint").get("segment_tower"):
+                encoder.keep_segment_tower()
             centres = {name: zero for name, zero in encoder.state_dict().items() if name.endswith(".centre")}
             encoder.load_state_dict(centres | load_file(model.folder / WEIGHTS))  # older ones have none
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -202,6 +204,7 @@ def save(
             "std": encoder.std,
             "fingerprint": (fingerprint := storage.digest(folder / WEIGHTS)),
             "towers": towers or fingerprint,
+            "segment_tower": encoder.segment_tower is not None,
             "settings": settings,
             "made_from": made_from,
         },

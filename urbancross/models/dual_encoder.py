@@ -1,5 +1,6 @@
 """Two towers and three heads: tiles, texts and segments as unit vectors in one space."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -80,6 +81,7 @@ class DualEncoder(nn.Module):
         self.scale = nn.Parameter(torch.tensor(20.0).log())  # log of the inverse temperature
         self.image_px, self.image_width, self.text_width, self.width = image_px, image_width, text_width, width
         self.mean, self.std = tuple(mean), tuple(std)
+        self.segment_tower: Any = None  # of its own, where the image tower has moved on
 
     @property
     def device(self) -> torch.device:
@@ -108,12 +110,29 @@ class DualEncoder(nn.Module):
                 self.towers.lock_image_tower(unlocked_groups=groups, freeze_bn_stats=False)
         return [parameter for parameter in self.towers.visual.parameters() if parameter.requires_grad]
 
+    def keep_segment_tower(self) -> None:
+        """Let segments be seen from here on by the image tower as it is now, however it learns."""
+        if self.segment_tower is None:
+            self.segment_tower = copy.deepcopy(self.towers.visual).requires_grad_(False).eval()
+
+    def see_segments_as_tiles(self) -> None:
+        """Embed segments as tiles are, where nothing has been learnt from them."""
+        self.segment_tower = None
+        self.heads["segment"].load_state_dict(self.heads["image"].state_dict())
+
     def image_features(self, pixels: Tensor) -> Tensor:
         """`[B, 3, H, W]` uint8 to the image tower's features `[B, F]`."""
+        return self.towers.encode_image(self._standardised(pixels))
+
+    def segment_features(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, H, W]` uint8 to the segment tower's features `[B, F]`."""
+        return (self.segment_tower or self.towers.encode_image)(self._standardised(pixels))
+
+    def _standardised(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.device).float() / 255
         mean = torch.tensor(self.mean, device=self.device)[:, None, None]
         std = torch.tensor(self.std, device=self.device)[:, None, None]
-        return self.towers.encode_image(((pixels - mean) / std).contiguous(memory_format=torch.channels_last))
+        return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """B texts to the text tower's features `[B, F]`."""
@@ -139,8 +158,8 @@ class DualEncoder(nn.Module):
     @torch.inference_mode()
     def _encode(self, head: str, images: Sequence[np.ndarray]) -> np.ndarray:
         pixels = torch.from_numpy(np.stack([square(image, self.image_px) for image in images]))
-        features = self.image_features(pixels.permute(0, 3, 1, 2))
-        return self.heads[head](features).float().cpu().numpy()
+        see = self.segment_features if head == "segment" else self.image_features
+        return self.heads[head](see(pixels.permute(0, 3, 1, 2))).float().cpu().numpy()
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch: int = 128) -> np.ndarray:
