@@ -82,3 +82,27 @@ def test_a_run_that_is_killed_goes_on_with_the_same_command_and_no_other(home: P
     done = program("pretrain", "", home, out=home / "run", **learning(home))
     assert done.returncode == 0, done.stderr
     assert same(home / "run", home / "whole")
+
+
+def test_a_team_that_shrinks_and_grows_between_starts_carries_on(home: Path):
+    """Two workers, one, and two again: step follows step, and what is learnt is what two would have learnt."""
+    settings = learning(home) | {"dropout": 0.0}
+    done = program("pretrain", "", home, out=home / "steady", **settings)
+    assert done.returncode == 0, done.stderr
+    fired = home / "once" / "training.step.fired"
+    for workers, failpoint, code in (
+        (2, "training.step:4=kill-run", -9),
+        (1, "training.step:5=kill-run", -9),
+        (2, "", 0),
+    ):
+        fired.unlink(missing_ok=True)
+        done = program("pretrain", failpoint, home, out=home / "elastic", **settings | {"workers": workers})
+        assert done.returncode == code, done.stderr
+    events, steady = (
+        [json.loads(line) for line in (home / name / "events.jsonl").read_text().splitlines()]
+        for name in ("elastic", "steady")
+    )
+    assert [event["step"] for event in events] == [event["step"] for event in steady]
+    weights, others = (load_file(home / name / "model.safetensors") for name in ("elastic", "steady"))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, others[name], rtol=2e-3, atol=2e-3, msg=name)
