@@ -1,12 +1,16 @@
 """Made-up features on which training and adaptation have a known outcome, and ways to run them."""
 
+import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from urbancross import metrics, resuming, training
@@ -144,3 +148,24 @@ def broken_at(step: int, learn: Callable[[Callable, Memory], Any], every: int = 
     del events[len(events) - 1 - (step - 1) % every :]  # what the state does not know of comes again
     outcome = learn(events.append, Memory(found, every))
     return events, outcome
+
+
+OPEN_CLIP: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 24,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 48, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+        "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 2},
+    },
+    "preprocess_cfg": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]},
+}
+
+
+def small_open_clip(folder: Path) -> Path:
+    """A small model as open_clip keeps it, with random weights."""
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder

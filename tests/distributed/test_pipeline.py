@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from learning import small_open_clip
 from safetensors.torch import load_file
 
 from urbancross import cli, storage
 from urbancross.errors import ConfigError
+from urbancross.models import checkpoints
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -60,6 +63,28 @@ def test_one_worker_learns_what_two_workers_learn(home: Path):
     assert moved.abs().mean() > 0.01
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=2e-3, atol=2e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_an_open_clip_model_from_a_folder_learns_and_goes_back_to_plain_open_clip(home: Path, tmp_path: Path):
+    model, out = small_open_clip(tmp_path / "small"), tmp_path / "learnt"
+    learning = {"train": "image", "crop_px": 48, "head_epochs": 1, "epochs": 2, "head_batch": 10, "image_batch": 10}
+    memory = {"chunk": 4, "precision": "bf16"}
+    source = str(home / "source")
+    run("pretrain", archive=source, model=f"local-dir:{model}", out=str(out), max_segments=2, **learning, **memory)
+    assert [event["stage"] for event in events(out)] == ["heads"] * 2 + ["image"] * 4
+    run("embed", archive=source, checkpoint=str(out))
+    run("embed", archive=source, checkpoint=str(out), segments="grid")
+    run("evaluate", archive=source, checkpoint=str(out), split="valid", out=str(tmp_path / "metrics.json"))
+    plain, began = (open_clip.create_model(f"local-dir:{folder}").eval() for folder in (out, model))
+    moved = load_file(out / "open_clip_model.safetensors")["visual.conv1.weight"]
+    assert not torch.equal(moved, began.state_dict()["visual.conv1.weight"])
+    encoder = checkpoints.load(checkpoints.resolve(str(out)))
+    tile = np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+    mean, std = (torch.tensor(part)[:, None, None] for part in (encoder.mean, encoder.std))
+    with torch.inference_mode():
+        seen = plain.encode_image(((torch.from_numpy(tile).permute(2, 0, 1) / 255 - mean) / std)[None], normalize=True)
+    np.testing.assert_allclose(seen.numpy(), encoder.encode_images([tile]), atol=1e-4)
 
 
 def test_pretraining_again_does_nothing_and_other_settings_are_refused(home: Path):

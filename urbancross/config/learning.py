@@ -58,7 +58,8 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     out: str
     """The checkpoint folder to write."""
     model: str = "starter"
-    """`starter`, an open_clip name with tag such as ViT-L-14/openai, or a checkpoint folder."""
+    """`starter`; an open_clip architecture with a tag, such as ViT-L-14/openai, or with a file of weights; local-dir:
+    and a folder such as open_clip writes; or a checkpoint folder."""
     width: PositiveInt = 512
     """Width of the embedding (of `starter`; an open_clip model keeps its own)."""
     split: Split = "train"

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_bytes
 
 from urbancross import storage
 from urbancross.errors import CheckpointError, ConfigError
-from urbancross.models import starter
+from urbancross.models import plain, starter
 from urbancross.models.dual_encoder import DualEncoder, Head, IdentityHead
 
 WEIGHTS, DESCRIPTION, EVENTS = "model.safetensors", "checkpoint.json", "events.jsonl"
@@ -46,7 +46,7 @@ class Model:
     @property
     def variant(self) -> str:
         """How tables that the model makes are called where nobody says otherwise."""
-        return self.folder.name if self.folder else self.name.replace("/", "-")
+        return self.folder.name if self.folder else plain.short_name(self.base)
 
 
 def resolve(name: str, width: int | None = None) -> Model:
@@ -74,9 +74,9 @@ def resolve(name: str, width: int | None = None) -> Model:
         image, text = starter.weight_files()
         fingerprint = storage.digest(image, text / "model.safetensors")
         return Model(name, name, width, None, fingerprint, fingerprint)
-    architecture, _, tag = name.partition("/")
-    if tag and (architecture, tag) in open_clip.list_pretrained():
-        return Model(name, name, None, None, f"open_clip:{name}", f"open_clip:{name}")
+    if plain.is_known(name):
+        base = plain.absolute(name)
+        return Model(base, base, None, None, digest := plain.fingerprint(base), digest)
     known = ["starter", *("/".join(pair) for pair in open_clip.list_pretrained())]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["starter", "ViT-B-32/openai"]
     raise ConfigError(
@@ -88,7 +88,7 @@ def width_of(model: Model) -> int:
     """D, without loading the weights."""
     if model.base == "starter":
         return model.width or starter.TEXT_WIDTH
-    return int(open_clip.get_model_config(model.base.partition("/")[0])["embed_dim"])
+    return int(_plain_settings(model)["model_cfg"]["embed_dim"])
 
 
 def feature_widths(model: Model) -> tuple[int, int]:
@@ -100,8 +100,14 @@ def image_px_of(model: Model) -> int:
     """Side of the square that the image tower takes, without loading the weights."""
     if model.base == "starter":
         return starter.IMAGE_PX
-    size = open_clip.get_model_config(model.base.partition("/")[0])["vision_cfg"].get("image_size", 224)
-    return size if isinstance(size, int) else size[0]
+    return plain.side(_plain_settings(model))
+
+
+def _plain_settings(model: Model) -> dict[str, Any]:
+    """Of an open_clip model: as its checkpoint keeps them, for where that began may be gone."""
+    if model.folder is not None and (model.folder / plain.CONFIG).is_file():
+        return plain.read(model.folder)
+    return plain.settings(model.base)
 
 
 def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0) -> DualEncoder:
@@ -150,31 +156,22 @@ def _build(model: Model, dropout: float, seed: int) -> DualEncoder:
                 text_width=starter.TEXT_WIDTH,
                 width=width,
             )
-        architecture, _, tag = model.base.partition("/")
-        given = open_clip.get_pretrained_cfg(architecture, tag)  # what the tag's weights were trained with
-        preprocessing = {name: given[name] for name in ("mean", "std", "interpolation") if name in given}
-        try:
-            towers = open_clip.create_model(
-                architecture,
-                pretrained=tag if model.folder is None else None,
-                force_quick_gelu=given.get("quick_gelu", False),
-                force_preprocess_cfg=preprocessing,
-            )
-        except Exception as error:  # whatever the hub client raises: no network, no such file, ...
-            raise CheckpointError(f"cannot fetch the weights of {model.base}: {str(error).splitlines()[0]}") from error
+        settings = _plain_settings(model)
+        towers = plain.build(model.base, settings, weights=model.folder is None)
         told = open_clip.get_model_preprocess_cfg(towers)
         size = told["size"]
         width = width_of(model)
         return DualEncoder(
             towers,
             {kind: IdentityHead(width) for kind in ("image", "text", "segment")},
-            open_clip.get_tokenizer(architecture),
+            plain.tokenizer(settings),
             image_px=size if isinstance(size, int) else size[0],
             mean=told["mean"],
             std=told["std"],
             image_width=width,
             text_width=width,
             width=width,
+            plain=settings,
         )
 
 
@@ -192,6 +189,8 @@ def save(
         towers: digest of the towers, where training left them as they were; None where it changed them.
         made_from: digests of what training began with.
     """
+    if encoder.plain is not None:
+        plain.write(folder, encoder.plain, encoder.towers, encoder.heads)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     (folder / WEIGHTS).write_bytes(to_bytes(state))  # `save_file` would make it readable for its owner alone
     storage.write_json(

@@ -59,6 +59,7 @@ class DualEncoder(nn.Module):
         width: D, the width of the shared space.
         image_width, text_width: F, the widths of the towers' features.
         image_px: side of the square that the image tower takes.
+        plain: settings of an open_clip model, see `models.plain`; None for others.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class DualEncoder(nn.Module):
         image_width: int,
         text_width: int,
         width: int,
+        plain: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.plain = plain
         self.towers: Any = towers  # an open_clip model
         self.tokenizer = tokenizer  # called as open_clip's are: texts, context_length -> [B, L]
         self.heads = nn.ModuleDict(heads)  # image, text, segment
