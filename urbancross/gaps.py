@@ -80,7 +80,7 @@ def mmd2(
     in_source[1:] = rng.permuted(in_source[1:], axis=1)
     values = _mmd2_of(kernel, in_source)  # the first is the real one
     as_large = np.count_nonzero(values[1:] >= values[0] - 1e-12)
-    return float(values[0]), (1 + as_large) / (1 + permutations)
+    return float(values[0]), float((1 + as_large) / (1 + permutations))
 
 
 def _kernel(rows: np.ndarray) -> np.ndarray:

@@ -109,7 +109,12 @@ def curve_panels_of(verb: str, events: list[dict[str, Any]]) -> list[Panel]:
             axes.axvline(at, color="#9aa3ad", linewidth=0.8, linestyle=":")
             axes.text(at, 0.99, f" {stage}", transform=axes.get_xaxis_transform(), color=GREY, fontsize=7.5, va="top")
         axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=5, frameon=False, columnspacing=1, handlelength=1.4
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1),
+            ncols=5 if len(lines) < 5 else 3,
+            frameon=False,
+            columnspacing=1,
+            handlelength=1.4,
         )
         name = re.sub(r"\W+", "-", f"curve-{verb}-{title}".lower())
         panels.append(Panel(title, "", inline_svg(figure, name, f"{verb}, {title}: {'; '.join(said)}")))
