@@ -9,7 +9,7 @@ import torch
 
 from urbancross import schemas
 from urbancross.errors import ConfigError
-from urbancross.pairs import Batch, Pairs, gather_pairs, text_key
+from urbancross.pairs import Batch, Pairs, Plan, gather_pairs, text_key
 from urbancross.tiles import encode
 
 
@@ -45,7 +45,9 @@ def test_several_captions_of_a_tile_are_all_different_as_far_as_it_has_them():
 
 def test_an_epoch_holds_every_tile_once_in_an_order_of_the_seed():
     def rows(seed: int) -> list[int]:
-        return [row for batch in ragged().batches(1, 1, len(ragged()), seed) for row in batch.rows.tolist()]
+        return [
+            row for step in ragged().steps(Plan(1, seed), 1, len(ragged()), 0, 1) for row in step.tile_keys.tolist()
+        ]
 
     assert sorted(rows(0)) == [0, 1, 2]
     assert rows(0) == rows(0)
@@ -112,7 +114,8 @@ def test_the_tower_sees_all_eight_orientations_and_only_those(tmp_path: Path):
 
 def test_a_last_short_batch_is_left_out_and_a_batch_is_never_larger_than_the_split():
     def sizes(size: int) -> list[int]:
-        return [len(batch.rows) for batch in ragged().batches(size, 1, ragged().steps_per_epoch(size), 0)]
+        steps = ragged().steps(Plan(size, 0), 1, ragged().steps_per_epoch(size), 0, 1)
+        return [len(step.tile_keys) for step in steps]
 
     assert {size: sizes(size) for size in (1, 2, 3, 9)} == {1: [1, 1, 1], 2: [2], 3: [3], 9: [3]}
     for size in (1, 2, 3, 9):

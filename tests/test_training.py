@@ -12,6 +12,7 @@ from urbancross import losses, resuming, training
 from urbancross.config import PretrainConfig
 from urbancross.errors import CheckpointError, TrainingError
 from urbancross.models.dual_encoder import DualEncoder
+from urbancross.pairs import Plan
 from urbancross.resuming import Memory
 
 
@@ -55,17 +56,15 @@ def test_a_loss_that_is_not_finite_stops_training_with_a_word():
 def test_two_processes_take_the_step_that_one_takes(kind: losses.Kind):
     data = pairs()
     data = replace(data, images=data.images.double(), texts=data.texts.double(), segments=data.segments.double())
-    rows = torch.arange(32)
-    batch = training.Batch(rows, rows[:, None] * 2 + torch.arange(2))
 
     models = [encoder().double() for _ in range(3)]
 
     def gradients(team: training.Team) -> list[Tensor]:
         model = models.pop()
-        part = batch.part(team.rank, team.world)
+        (step,) = data.steps(Plan(32, 0, captions=2), 1, 1, team.rank, team.world)
         bias = nn.Parameter(torch.tensor(losses.first_bias(32), dtype=torch.float64))
         loss_of = losses.contrast(kind, model.inverse_temperature(), bias, 0.2)
-        terms = training.contrastive_terms(model, data, batch, part, data.images[part.rows], team, loss_of)
+        terms = training.contrastive_terms(model, step, step.images, team, loss_of, "segment")
         sum(terms.values()).backward()  # type: ignore[union-attr]
         parameters = [*model.heads.parameters(), model.scale, bias]
         team.average(parameters)
@@ -108,7 +107,7 @@ def test_the_number_of_steps_told_is_the_number_taken():
     events: list[dict] = []
     config = PretrainConfig(archive="a", out="o", head_batch=32, head_epochs=3)
     training.pretrain(encoder(), pairs(), config, training.ALONE, events.append)
-    assert len(events) == training.pretrain_steps(96, config) == 9
+    assert len(events) == training.pretrain_steps(pairs(96), config) == 9
 
 
 @pytest.mark.parametrize("step", [2, 3, 6, 7, 11])

@@ -21,7 +21,7 @@ from urbancross import adaptation, metrics, storage, tables, training
 from urbancross.command_line import from_command_line
 from urbancross.config import METHODS, AdaptConfig, PretrainConfig
 from urbancross.distributed.features import FeatureTables
-from urbancross.distributed.training import load_pairs
+from urbancross.distributed.feeding import load_pairs
 from urbancross.metrics import Embeddings
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder

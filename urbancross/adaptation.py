@@ -120,7 +120,11 @@ def adapt(
             apart = {"coral": losses.coral, "mmd": losses.mmd}[config.gap]
             terms["gap"] = apart(v, target_v) + apart(u, target_u)
         if with_segments:
-            z = team.gather(pool(encoder, source, part, sees_segments))
+            z = team.gather(
+                pool(
+                    encoder.heads[sees_segments], source.segments[part.rows], source.present[part.rows], encoder.device
+                )
+            )
             has_segment = source.present[batch.rows].any(dim=1).to(encoder.device)
             terms["segment"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
         if (pairing := partners.at(step)) is not None:

@@ -6,6 +6,8 @@ N = tiles, M = captions, K = segment slots, F = a tower's feature width.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +36,60 @@ class Batch:
         """What process `rank` of `world` works on: equal parts, in order; a remainder that cannot be shared is cut."""
         size = len(self.rows) // world
         return Batch(self.rows[rank * size : (rank + 1) * size], self.captions[rank * size : (rank + 1) * size])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stage of training goes through its pairs.
+
+    Attributes:
+        size: B, pairs a step over all processes.
+        seed: decides order, captions and crops.
+        captions: C, captions of each tile.
+        image_px, crop_px: side of tiles, and of the random crops that a tower sees; None where it is frozen.
+    """
+
+    size: int
+    seed: int
+    captions: int = 1
+    image_px: int = 0
+    crop_px: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a process sees of one step: names of all B pairs, and the contents of its own b = B / W.
+
+    Attributes:
+        tile_keys: [B] equal for equal tiles.
+        text_keys: [B, C] equal for equal texts.
+        has_segment: [B] bool.
+        images: [b, F] features, or [b, 3, crop, crop] uint8 where a tower learns.
+        texts: [b, C, F] features.
+        segments: [b, K, F] features; absent ones are zero.
+        present: [b, K] bool.
+    """
+
+    tile_keys: Tensor
+    text_keys: Tensor
+    has_segment: Tensor
+    images: Tensor
+    texts: Tensor
+    segments: Tensor
+    present: Tensor
+
+
+class Feed(Protocol):
+    """Where training takes its steps from; `Pairs` in memory is one."""
+
+    @property
+    def with_segments(self) -> bool:
+        """Whether any tile has one."""
+        ...
+
+    def steps_per_epoch(self, size: int) -> int: ...
+
+    def steps(self, plan: Plan, first: int, last: int, rank: int, world: int) -> Iterator[Step]: ...
 
 
 @dataclass(frozen=True)
@@ -73,21 +129,47 @@ class Pairs:
         rows = torch.full((len(keys),), len(nth)).scatter_reduce(0, nth, torch.arange(len(nth)), "amin")
         return rows, counts / counts.sum()
 
-    def batches(self, size: int, first: int, steps: int, seed: int, captions: int = 1) -> Iterator[Batch]:
-        """The batches of steps `first` to `steps`, counted from 1.
-
-        Every tile comes once an epoch, in an order that seed and epoch decide; a last, short batch is left out.
-        """
-        a_pass, size = self.steps_per_epoch(size), min(size, len(self))
-        order = torch.empty(0)
-        for step in range(first, steps + 1):
-            epoch, nth = divmod(step - 1, a_pass)
-            if nth == 0 or step == first:
-                order = torch.randperm(len(self), generator=drawn(seed, "order", epoch))
-            yield self.choose(order[nth * size : (nth + 1) * size], drawn(seed, "captions", step), captions)
+    @property
+    def with_segments(self) -> bool:
+        return bool(self.present.any())
 
     def steps_per_epoch(self, size: int) -> int:
         return max(len(self) // size, 1)
+
+    def steps(self, plan: "Plan", first: int, last: int, rank: int, world: int) -> Iterator["Step"]:
+        """What process `rank` of `world` sees of the steps `first` to `last`, counted from 1."""
+        a_pass = self.steps_per_epoch(plan.size)
+        for number in range(first, last + 1):
+            epoch, nth = divmod(number - 1, a_pass)
+            yield self.step(plan, number, (epoch, 0), nth, rank, world)
+
+    def step(self, plan: "Plan", number: int, order: tuple[int, int], nth: int, rank: int, world: int) -> "Step":
+        """One step's part, wherever training stands.
+
+        Every tile comes once a pass; a last, short batch is left out.
+
+        Args:
+            number: of the step, which decides captions and crops.
+            order: of the tiles: which pass, and over which window of the archive.
+            nth: batch of that order, from 0.
+        """
+        size = min(plan.size, len(self))
+        rows = _order(len(self), plan.seed, *order)[nth * size : (nth + 1) * size]
+        batch = self.choose(rows, drawn(plan.seed, "captions", number), plan.captions)
+        part = batch.part(rank, world)
+        tiles, captions = batch.rows[: len(part.rows) * world], batch.captions[: len(part.rows) * world]
+        crops = drawn(plan.seed, "crops", number, rank)
+        return Step(
+            tile_keys=tiles,
+            text_keys=self.text_keys[captions],
+            has_segment=self.present[tiles].any(dim=1),
+            images=self.images[part.rows]
+            if plan.crop_px is None
+            else self.pixels(part.rows, plan.image_px, plan.crop_px, crops),
+            texts=self.texts[part.captions],
+            segments=self.segments[part.rows],
+            present=self.present[part.rows],
+        )
 
     def pixels(self, rows: Tensor, image_px: int, crop_px: int, generator: torch.Generator) -> Tensor:
         """Random crops of the tiles in one of the eight rotations and flips: `[B, 3, crop, crop]` uint8."""
@@ -104,6 +186,11 @@ class Pairs:
         ]
         pixels = torch.rot90(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), turn, (2, 3))
         return pixels.flip(3) if flip else pixels
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int, window: int) -> Tensor:
+    return torch.randperm(count, generator=drawn(seed, "order", epoch, window))
 
 
 def text_key(text: str) -> int:

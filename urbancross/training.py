@@ -6,7 +6,7 @@ W processes with B/W pairs each take the same steps as one with B.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from urbancross import losses
 from urbancross.config import PretrainConfig
 from urbancross.errors import TrainingError
 from urbancross.models.dual_encoder import DualEncoder
-from urbancross.pairs import Batch, Pairs
+from urbancross.pairs import Feed, Plan, Step
 from urbancross.resuming import Memory, Moving, drawn
 
 Event = dict[str, Any]
@@ -44,7 +44,7 @@ FORGETFUL = Memory()
 
 def pretrain(
     encoder: DualEncoder,
-    pairs: Pairs,
+    feed: Feed,
     config: PretrainConfig,
     team: Team,
     on_step: Callable[[Event], None],
@@ -52,45 +52,41 @@ def pretrain(
 ) -> None:
     """Learn by contrast, L = L(V, U) + segment_weight * L(Z, U) (UrbanCross, arXiv 2404.14241): heads, then tower."""
     heads = nn.ModuleList([encoder.heads["image"], encoder.heads["text"]])
-    if pairs.present.any() and config.segment_encoder == "separate":
+    if feed.with_segments and config.segment_encoder == "separate":
         heads.append(encoder.heads["segment"])
-    sees_segments = "image" if config.segment_encoder == "shared" else "segment"
+    sees_segments = ("image" if config.segment_encoder == "shared" else "segment") if feed.with_segments else None
     bias = nn.Parameter(torch.tensor(losses.first_bias(config.head_batch), device=encoder.device))
     head_parameters = [*heads.parameters(), encoder.scale, bias]
     heads.train()
 
     def learn(
-        stage: str, epochs: int, size: int, groups: list[dict[str, Any]], see: Callable[[Batch, int], Tensor]
+        stage: str, epochs: int, plan: Plan, groups: list[dict[str, Any]], see: Callable[[Tensor], Tensor]
     ) -> None:
-        steps = epochs * pairs.steps_per_epoch(size)
+        steps = epochs * feed.steps_per_epoch(plan.size)
         optimiser, schedule = one_cycle(groups, config.weight_decay, steps)
         moving = Moving([optimiser], schedule)
         done = memory.restore(stage, moving)
-        batches = pairs.batches(size, done + 1, steps, config.seed, config.captions_per_tile)
-        for step, batch in enumerate(batches, start=done + 1):
-            torch.manual_seed(drawn(config.seed, stage, step, team.rank).initial_seed())  # dropout
-            part = batch.part(team.rank, team.world)
+        for number, step in enumerate(feed.steps(plan, done + 1, steps, team.rank, team.world), start=done + 1):
+            torch.manual_seed(drawn(config.seed, stage, number, team.rank).initial_seed())  # dropout
             loss_of = losses.contrast(config.loss, encoder.inverse_temperature(), bias, config.margin)
-            terms = contrastive_terms(encoder, pairs, batch, part, see(part, step), team, loss_of, sees_segments)
+            terms = contrastive_terms(encoder, step, see(step.images), team, loss_of, sees_segments)
             loss = terms["tile_text"] + config.segment_weight * terms.get("segment_text", 0.0)
             descend(loss, [optimiser], schedule, team)
             told = {name: term.item() for name, term in terms.items()}
             rate = {"lr": schedule.get_last_lr()[0], "scale": encoder.inverse_temperature().item()}
             on_step(
-                {"stage": stage, "step": step, "steps": steps, "epoch": step * epochs / steps, "loss": loss.item()}
+                {"stage": stage, "step": number, "steps": steps, "epoch": number * epochs / steps, "loss": loss.item()}
                 | told
                 | rate
             )
-            memory.after(stage, step, steps, moving)
+            memory.after(stage, number, steps, moving)
 
-    def features(part: Batch, step: int) -> Tensor:
-        return pairs.images[part.rows].to(encoder.device)
-
+    plan = Plan(config.head_batch, config.seed, config.captions_per_tile)
     groups = [{"params": head_parameters, "lr": config.head_lr}]
     if not memory.is_past("heads", ["image"]):
-        learn("heads", config.head_epochs, config.head_batch, groups, features)
+        learn("heads", config.head_epochs, plan, groups, lambda features: features.to(encoder.device))
     if config.train == "image":
-        if pairs.present.any():
+        if feed.with_segments:
             encoder.keep_segment_tower()  # segments' features are stored, by the tower as it is
         groups.append({"params": encoder.unlock_image_tower(config.unlocked_groups), "lr": config.tower_lr})
 
@@ -98,14 +94,10 @@ def pretrain(
             with torch.autocast(encoder.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 return encoder.image_features(pixels).float()
 
-        def look(part: Batch, step: int) -> Tensor:
-            crops = drawn(config.seed, "crops", step, team.rank)
-            pixels = pairs.pixels(part.rows, encoder.image_px, config.crop_px, crops)
-            return in_chunks(tower, pixels, config.chunk)
-
+        plan = replace(plan, size=config.image_batch, image_px=encoder.image_px, crop_px=config.crop_px)
         # The tower stays in eval mode: its BatchNorm statistics are frozen.
-        learn("image", config.epochs, config.image_batch, groups, look)
-    if not pairs.present.any() or config.segment_encoder == "shared":
+        learn("image", config.epochs, plan, groups, lambda pixels: in_chunks(tower, pixels, config.chunk))
+    if not feed.with_segments or config.segment_encoder == "shared":
         encoder.see_segments_as_tiles()
     encoder.eval()
 
@@ -124,46 +116,41 @@ def in_chunks(tower: Callable[[Tensor], Tensor], pixels: Tensor, size: int | Non
     return torch.cat([checkpoint(tower, chunk, use_reentrant=False) for chunk in pixels.split(size)])
 
 
-def pretrain_steps(pairs: int, config: PretrainConfig) -> int:
-    """How many steps `pretrain` takes for that many pairs."""
-    steps = config.head_epochs * max(pairs // config.head_batch, 1)
-    return steps + (config.epochs * max(pairs // config.image_batch, 1) if config.train == "image" else 0)
+def pretrain_steps(feed: Feed, config: PretrainConfig) -> int:
+    """How many steps `pretrain` takes."""
+    steps = config.head_epochs * feed.steps_per_epoch(config.head_batch)
+    return steps + (config.epochs * feed.steps_per_epoch(config.image_batch) if config.train == "image" else 0)
 
 
 def contrastive_terms(
     encoder: DualEncoder,
-    pairs: Pairs,
-    batch: Batch,
-    part: Batch,
+    step: Step,
     seen: Tensor,
     team: Team,
     loss_of: losses.Contrast,
-    sees_segments: str = "segment",
+    sees_segments: str | None,
 ) -> dict[str, Tensor]:
-    """The tile-text and segment-text terms of a whole batch, of which this process embeds its part.
+    """The tile-text and segment-text terms of a whole step, of which this process embeds its part.
 
     Args:
         seen: [B/W, F] image features of the part.
         loss_of: see `losses.contrast`.
-        sees_segments: kind of the head that does.
+        sees_segments: kind of the head that does; None where there are none.
     """
-    device = encoder.device
     v = team.gather(encoder.heads["image"](seen))
-    u = team.gather(encoder.heads["text"](pairs.texts[part.captions.flatten()].to(device)))
-    whole = Batch(batch.rows[: len(v)], batch.captions[: len(v)])
-    positive = losses.positives(whole.rows, pairs.text_keys[whole.captions]).to(device)
+    u = team.gather(encoder.heads["text"](step.texts.flatten(0, 1).to(encoder.device)))
+    positive = losses.positives(step.tile_keys, step.text_keys).to(encoder.device)
     terms = {"tile_text": loss_of(v, u, positive)}
-    if pairs.present.any():
-        z = team.gather(pool(encoder, pairs, part, sees_segments))
-        has_segment = pairs.present[whole.rows].any(dim=1).to(device)
+    if sees_segments is not None:
+        z = team.gather(pool(encoder.heads[sees_segments], step.segments, step.present, encoder.device))
+        has_segment = step.has_segment.to(encoder.device)
         terms["segment_text"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
     return terms
 
 
-def pool(encoder: DualEncoder, pairs: Pairs, part: Batch, kind: str) -> Tensor:
-    """Pooled segment embeddings `[B, D]` of a batch, by a kind of head; zeros where a tile has none."""
-    segments = encoder.heads[kind](pairs.segments[part.rows].to(encoder.device))
-    return losses.pool_segments(segments, pairs.present[part.rows].to(encoder.device))
+def pool(head: nn.Module, segments: Tensor, present: Tensor, device: torch.device) -> Tensor:
+    """Pooled segment embeddings `[b, D]` of [b, K, F] features; zeros where a tile has none."""
+    return losses.pool_segments(head(segments.to(device)), present.to(device))
 
 
 def one_cycle(

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 from urbancross import adaptation, storage, training, verdict
 from urbancross.config import AdaptConfig
 from urbancross.distributed.features import make_features
+from urbancross.distributed.feeding import load_pairs
 from urbancross.distributed.training import (
     Trained,
     count_pairs,
     is_finished,
-    load_pairs,
     refuse_other_origin,
     train,
 )
@@ -39,7 +39,9 @@ def run(config: AdaptConfig) -> Balance:
         "source": digest_of(source, of_source.features),
         "target": digest_of(target, of_target.features),
     }
-    balance = count_pairs(source, of_source, config.split) + count_pairs(target, of_target, config.split)
+    balance = (
+        count_pairs(source, of_source, config.split).balance + count_pairs(target, of_target, config.split).balance
+    )
     if finished:
         refuse_other_origin(config.out, made_from)
         return replace(balance, written=0, done_before=balance.written)

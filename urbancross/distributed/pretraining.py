@@ -1,24 +1,28 @@
 """`pretrain`: features of one archive, a team that learns from them, a checkpoint."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from urbancross import storage, training
 from urbancross.config import PretrainConfig
 from urbancross.distributed.features import make_features
+from urbancross.distributed.feeding import Shards, Windows
 from urbancross.distributed.training import (
     Trained,
     count_pairs,
     is_finished,
-    load_pairs,
     refuse_other_origin,
     train,
 )
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
+from urbancross.progress import say
 from urbancross.resuming import Memory
 from urbancross.runs import Balance
 from urbancross.tables import digest_of, require_split
+
+TIMING = "timing.json"
 
 
 def run(config: PretrainConfig) -> Balance:
@@ -40,16 +44,22 @@ def run(config: PretrainConfig) -> Balance:
     require_split(archive, config.split)
     tables = make_features(archive, model, config, config.captions, config.segments)
     made_from = {"model": model.fingerprint, "source": digest_of(archive, tables.features)}
-    balance = count_pairs(archive, tables, config.split)
+    counted = count_pairs(archive, tables, config.split)
+    balance, feed = counted.balance, Shards(archive, tables, config.split, Windows.of(counted.pairs, config.seed))
     if finished:
         refuse_other_origin(config.out, made_from)
         return replace(balance, written=0, done_before=balance.written)
 
     def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
-        pairs = load_pairs(archive, tables, config.split, images)
         encoder = checkpoints.load(model, config.device, config.dropout, config.seed)
-        training.pretrain(encoder, pairs, config, team, on_step, memory)
-        return Trained(encoder, model.base, None if images else model.towers, config.model_dump(), made_from)
+        began = time.monotonic()
+        training.pretrain(encoder, feed, config, team, on_step, memory)
+        timing = {"seconds": time.monotonic() - began, "waited_for_data_s": feed.waited_s}
+        towers = None if images else model.towers
+        return Trained(encoder, model.base, towers, config.model_dump(), made_from, {TIMING: timing})
 
-    train(work, config, config.out, "pretrain", training.pretrain_steps(balance.written, config), made_from)
+    train(work, config, config.out, "pretrain", training.pretrain_steps(feed, config), made_from)
+    told = storage.read_json(storage.local(config.out) / TIMING, "--out")
+    share = told["waited_for_data_s"] / max(told["seconds"], 1e-9)
+    say(f"pretrain: {told['seconds']:.0f} s, {100 * share:.1f} % of them waiting for data")
     return balance

@@ -27,12 +27,10 @@ from urbancross.distributed.session import connect, own_error, require_resources
 from urbancross.errors import ConfigError, WorkerError
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
-from urbancross.pairs import Pairs, gather_pairs
 from urbancross.progress import say
 from urbancross.resuming import Memory, State, from_bytes, to_bytes
 from urbancross.runs import Balance, count_failures
 from urbancross.storage import Place
-from urbancross.tables import read_aligned
 from urbancross.training import Event, Team
 
 
@@ -69,25 +67,25 @@ def team_of_this_worker() -> Team:
     return Team(dist.get_rank(), dist.get_world_size(), _Gather.apply, _average)
 
 
-def load_pairs(archive: Place, tables: FeatureTables, split: str, images: bool = False) -> Pairs:
-    """The pairs of a split, from the shards of an archive."""
-    sources = {
-        "tiles": ["split", "image"] if images else ["split"],
-        tables.captions: ["captions"],
-        tables.features: ["image", "texts", "segments"],
-    }
-    aligned = (read_aligned(archive, sources, name) for name in storage.shards(archive / tables.features))
-    shards = (dict(zip(("tiles", "captions", "features"), found.values(), strict=True)) for found in aligned)
-    return gather_pairs(shards, split, tables.max_segments, images)
+@dataclass(frozen=True)
+class Counted:
+    """Tiles of a split.
+
+    Attributes:
+        balance: those that have pairs count as written, those of other splits or without caption as skipped.
+        pairs: how many have pairs, by shard.
+    """
+
+    balance: Balance
+    pairs: dict[str, int]
 
 
-def count_pairs(archive: Place, tables: FeatureTables, split: str) -> Balance:
-    """Tiles of the split that have pairs count as written, those of other splits or without caption as skipped.
-
+def count_pairs(archive: Place, tables: FeatureTables, split: str) -> Counted:
+    """
     Raises:
         ConfigError: there is no pair at all.
     """
-    balance = Balance()
+    balance, pairs = Balance(), {}
     for name in storage.shards(archive / tables.features):
         splits = storage.read_shard(archive / "tiles" / name, ["split"])["split"].to_pylist()
         failures = storage.read_shard(archive / "tiles" / name, ["failure"])["failure"].to_pylist()
@@ -95,9 +93,10 @@ def count_pairs(archive: Place, tables: FeatureTables, split: str) -> Balance:
         used = sum(1 for found, lacks in zip(splits, missing, strict=True) if found == split and lacks is None)
         failed = count_failures(failures)["failed"]
         balance += Balance(read=len(splits), written=used, skipped=len(splits) - used - failed, failed=failed)
+        pairs[name] = used
     if not balance.written:
         raise ConfigError(f"{archive} has no tile of split {split} with a caption; choose another with --split")
-    return balance
+    return Counted(balance, pairs)
 
 
 @dataclass(frozen=True)
