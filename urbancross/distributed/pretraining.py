@@ -25,6 +25,24 @@ from urbancross.tables import digest_of, require_split
 TIMING = "timing.json"
 
 
+class Clock:
+    """How long the stages took, from the end of their first step on, and how much of it was waiting for data."""
+
+    def __init__(self, feed: Shards) -> None:
+        self.feed = feed
+        self.stages: dict[str, dict[str, float]] = {}
+        self.began, self.waited = 0.0, 0.0
+
+    def tick(self, stage: str) -> None:
+        now = time.monotonic()
+        if stage not in self.stages:
+            self.began, self.waited = now, self.feed.waited_s
+            self.stages[stage] = {"steps": -1, "seconds": 0.0, "waited_s": 0.0}
+        found = self.stages[stage]
+        found["steps"] += 1
+        found["seconds"], found["waited_s"] = now - self.began, self.feed.waited_s - self.waited
+
+
 def run(config: PretrainConfig) -> Balance:
     archive = storage.archive(config.archive)
     finished = is_finished(config.out, config)
@@ -52,14 +70,18 @@ def run(config: PretrainConfig) -> Balance:
 
     def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
         encoder = checkpoints.load(model, config.device, config.dropout, config.seed)
-        began = time.monotonic()
-        training.pretrain(encoder, feed, config, team, on_step, memory)
-        timing = {"seconds": time.monotonic() - began, "waited_for_data_s": feed.waited_s}
+        clock = Clock(feed)
+
+        def after_step(event: training.Event) -> None:
+            clock.tick(event["stage"])
+            on_step(event)
+
+        training.pretrain(encoder, feed, config, team, after_step, memory)
         towers = None if images else model.towers
-        return Trained(encoder, model.base, towers, config.model_dump(), made_from, {TIMING: timing})
+        return Trained(encoder, model.base, towers, config.model_dump(), made_from, {TIMING: clock.stages})
 
     train(work, config, config.out, "pretrain", training.pretrain_steps(feed, config), made_from)
-    told = storage.read_json(storage.local(config.out) / TIMING, "--out")
-    share = told["waited_for_data_s"] / max(told["seconds"], 1e-9)
-    say(f"pretrain: {told['seconds']:.0f} s, {100 * share:.1f} % of them waiting for data")
+    for stage, told in storage.read_json(storage.local(config.out) / TIMING, "--out").items():
+        share = told["waited_s"] / max(told["seconds"], 1e-9)
+        say(f"pretrain: {stage}: {told['seconds']:.1f} s after the first step, {100 * share:.1f} % waiting for data")
     return balance
