@@ -76,6 +76,7 @@ def drawn(home: Path, tiles: int) -> Path:
         "ingest": {"source": str(home / "world" / "scenes"), "domain": "d", "shard_tiles": 64},
         "geotag": {"osm": str(next((home / "world").glob("*.osm*")))},
         "caption": {"engine": "template"},
+        "pretrain": {"out": str(home / "first"), "head_epochs": 1},  # makes the features
     }.items():
         cli.call(verb, cli.VERBS[verb].kind(archive=str(archive), **settings))
     return archive
@@ -118,10 +119,8 @@ def plain(told: argparse.Namespace) -> dict[str, float]:
     archive = storage.archive(str(Path(told.out).absolute() / "archive"))
     config = PretrainConfig(archive="a", out="o", train="image", image_batch=told.batch)
     encoder = checkpoints.load(checkpoints.resolve("starter", config.width), dropout=config.dropout)
-    features = storage.tables(archive, "features")
-    if not features:
-        raise SystemExit("run the other way first: it makes the features")
-    pairs = load_pairs(archive, FeatureTables("captions@template", features[0], 0), "train", images=True)
+    tables = FeatureTables("captions@template", storage.tables(archive, "features")[0], 0)
+    pairs = load_pairs(archive, tables, "train", images=True)
     plan = Plan(told.batch, 0, config.captions_per_tile, encoder.image_px, config.crop_px)
     steps = list(pairs.steps(plan, 1, told.epochs * pairs.steps_per_epoch(told.batch), 0, 1))
     heads = nn.ModuleList([encoder.heads["image"], encoder.heads["text"]])
