@@ -53,7 +53,7 @@ def test_the_curriculum_lets_the_closest_in_first_and_all_in_the_end():
     assert set(drawn.captions.flatten().tolist()) == set(sorted(everyone.captions.flatten().tolist())[-10:])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_adversary_brings_the_domains_together_and_helps_the_target(seed: int):
     """Over seeds 0 to 5 the distance falls from 1.4 to 0.9, recall on the target grows from 0.3 to about 0.43."""
     source, target = pairs(384, seed=seed), pairs(384, seed=107 + seed, shift=3.0)

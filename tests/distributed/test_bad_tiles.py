@@ -321,6 +321,7 @@ def test_a_file_system_that_takes_no_folder_stops_with_one_line(tmp_path: Path, 
     assert "cannot write /proc/archive/plan/" in line
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_with_one_line_and_the_same_command_ends_with_the_bytes_of_an_unbroken_run(tmp_path: Path):
     source, whole, broken = write_images(tmp_path / "set", 3), tmp_path / "whole", tmp_path / "broken"
     settings = {"source": str(source), "domain": "d", "shard_tiles": 2}

@@ -59,8 +59,6 @@ WORKER_KILLED = {
 }
 CORE = {
     "in the middle of a shard's write",
-    "after the file is safe, before it has its name",
-    "before the lease is let go",
     "in the middle of a batch",
     "after the shard is published, before its result is returned",
 }
@@ -120,6 +118,7 @@ def when_silent(archive: Path, patience: float) -> Balance:
             time.sleep(0.5)
 
 
+@pytest.mark.slow
 def test_a_zombie_that_wakes_up_after_it_was_replaced_changes_nothing(archive: Path, whole: dict):
     """One writer is stopped with its file safe but nameless, then its whole run; a second run does all; both wake."""
     began = time.time()
@@ -155,6 +154,7 @@ def test_a_run_that_is_asked_to_stop_lets_go_and_says_how_to_go_on(archive: Path
     kills.check(archive, whole, kills.resume(archive))
 
 
+@pytest.mark.slow
 def test_a_tile_that_kills_or_hangs_its_worker_is_left_out_and_the_rest_goes_through(archive: Path, whole: dict):
     evil = {
         "t-00001-003": "segfault",

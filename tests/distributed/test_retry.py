@@ -41,6 +41,7 @@ def mended(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "archive", made[1]
 
 
+@pytest.mark.slow
 def test_retry_makes_failed_tiles_anew_and_only_them(mended: tuple[Path, Path]):
     archive, home = mended
     before = files(archive / "tiles")

@@ -61,6 +61,7 @@ def check_whole(archive: Any) -> None:
         assert storage.read(archive / TABLE / name)[0] == wanted
 
 
+@pytest.mark.slow
 def test_a_stage_whose_driver_and_worker_are_killed_goes_on_and_ends_with_the_same_bytes(archive, tmp_path):
     told = {"URBANCROSS_FAILPOINTS": "shard.named=kill-run", "URBANCROSS_FAILPOINTS_ONCE": str(tmp_path)}
     assert run(archive, "--workers", "1", **told)[0] == -9  # two workers might both be through with one by then
