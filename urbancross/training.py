@@ -94,9 +94,10 @@ def pretrain(
             with torch.autocast(encoder.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 return encoder.image_features(pixels).float()
 
+        see = torch.compile(tower) if config.compile else tower
         plan = replace(plan, size=config.image_batch, image_px=encoder.image_px, crop_px=config.crop_px)
         # The tower stays in eval mode: its BatchNorm statistics are frozen.
-        learn("image", config.epochs, plan, groups, lambda pixels: in_chunks(tower, pixels, config.chunk))
+        learn("image", config.epochs, plan, groups, lambda pixels: in_chunks(see, pixels, config.chunk))
     if not feed.with_segments or config.segment_encoder == "shared":
         encoder.see_segments_as_tiles()
     encoder.eval()

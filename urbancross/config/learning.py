@@ -87,6 +87,8 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     memory does, and each image costs another forward pass. Default: all."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """With `--train image`: what the image tower computes in; weights and losses stay in fp32."""
+    compile: bool = False
+    """With `--train image`: compile the image tower with torch.compile first, which pays from some hundred steps on."""
     crop_px: PositiveInt = 192
     """Side of the random crop that the image tower learns from."""
     head_lr: PositiveFloat = 1e-3
