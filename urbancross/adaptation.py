@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from urbancross import curriculum, losses, matching
 from urbancross.config import AdaptConfig
 from urbancross.diagnostics import diagnose, stop_where_it_harms
+from urbancross.errors import TrainingError
 from urbancross.matching import Pairing
 from urbancross.models.discriminator import Discriminator
 from urbancross.models.dual_encoder import DualEncoder
@@ -221,6 +222,8 @@ class Partners:
         width = found.texts.shape[1]
         texts, chances = torch.zeros(len(target), width, dtype=torch.int64), torch.zeros(len(target), width)
         texts[tiles], chances[tiles] = rows[found.texts], found.chances
+        if not chances.any():
+            raise TrainingError("no tile and text of the target choose each other; give --target-pairs transport")
         return Pairing(texts, chances)
 
 

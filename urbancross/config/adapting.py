@@ -58,7 +58,7 @@ class AdaptConfig(TrainingConfig):
     source: str
     """Archive with trusted pairs."""
     target: str
-    """Archive to adapt to; its tiles and texts are used without their pairing."""
+    """Archive to adapt to; its tiles and texts are used without their pairing, unless --setting says otherwise."""
     out: str
     """The checkpoint folder to write."""
     method: Method = "transport"
