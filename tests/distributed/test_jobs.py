@@ -36,6 +36,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     }
     flags = f"--head --block --node-ip-address=127.0.0.1 --port={free_port()} --num-cpus=4 --disable-usage-stats"
     flags += f" --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --object-store-memory=200000000"
+    # The agent that starts jobs has a fixed port: beside another Ray on this machine a head node without one takes no job.
+    flags += f" --dashboard-agent-listen-port={free_port()}"
     log = tmp_path_factory.mktemp("head") / "log"
     with open(log, "w") as out:
         command = [BIN / "ray", "start", *flags.split()]
@@ -43,8 +45,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     try:
         deadline = time.monotonic() + 120
-        while subprocess.run([BIN / "ray", "job", "list"], env=environment, capture_output=True).returncode:
-            assert time.monotonic() < deadline, "the head node did not come up"
+        while submit(environment, "-c", "pass").returncode:
+            assert time.monotonic() < deadline, "the head node took no job"
             assert head.poll() is None, log.read_text()
             time.sleep(2)
         yield environment
