@@ -36,7 +36,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     }
     flags = f"--head --block --node-ip-address=127.0.0.1 --port={free_port()} --num-cpus=4 --disable-usage-stats"
     flags += f" --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --object-store-memory=200000000"
-    # The agent that starts jobs has a fixed port: beside another Ray on this machine a head node without one takes no job.
+    # The port of the agent that starts jobs is fixed; beside another Ray a head node without an agent takes no job.
     flags += f" --dashboard-agent-listen-port={free_port()}"
     log = tmp_path_factory.mktemp("head") / "log"
     with open(log, "w") as out:
