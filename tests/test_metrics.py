@@ -116,6 +116,40 @@ def test_unique_text_recalls_agree_with_a_two_loop_version():
         assert found["text_to_tile"][f"R@{k}"] == slow_recall(unique, tiles, {(b, a) for a, b in pairs}, k)
 
 
+@pytest.mark.parametrize("protocol", ["field", "unique-text"])
+def test_recalls_agree_with_a_count_by_hand_in_200_cases_full_of_ties_and_shared_texts(protocol):
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        tiles, lines = rng.integers(2, 14, 2)
+        image, line = rng.integers(-1, 2, (tiles, 3)).astype(float), rng.integers(-1, 2, (lines, 3)).astype(float)
+        text_tile, keys = rng.integers(0, tiles, lines), rng.integers(0, max(lines // 2, 1), lines)
+        line = line[keys]  # equal keys, equal texts
+        found = evaluate_retrieval(image, line, text_tile, protocol, keys, bootstrap=1)
+        if protocol == "field":
+            texts, pairs = line, {(int(t), i) for i, t in enumerate(text_tile)}
+        else:
+            names = np.unique(keys)
+            texts = np.stack([line[keys == name][0] for name in names])
+            pairs = {(int(t), int(np.searchsorted(names, key))) for t, key in zip(text_tile, keys, strict=True)}
+        for k in (1, 5, 10):
+            assert found["tile_to_text"][f"R@{k}"] == pytest.approx(slow_recall(image, texts, pairs, k))
+            back = slow_recall(texts, image, {(b, a) for a, b in pairs}, k)
+            assert found["text_to_tile"][f"R@{k}"] == pytest.approx(back)
+
+
+def test_groups_of_tiles_ask_the_whole_gallery_and_add_up_to_all():
+    tiles, texts, text_tile = noisy_world()
+    groups = np.where(np.arange(30) % 3, "town", "sea")
+    found = evaluate_retrieval(tiles, texts, text_tile, bootstrap=50, groups=groups)
+    assert {name: told["tiles"] for name, told in found["by"].items()} == {"sea": 10, "town": 20}
+    weighted = (10 * found["by"]["sea"]["mR"] + 20 * found["by"]["town"]["mR"]) / 30
+    assert weighted == pytest.approx(found["mR"])
+    pairs = [(int(t), line) for line, t in enumerate(text_tile) if groups[t] == "sea"]
+    assert found["by"]["sea"]["tile_to_text"]["R@5"] == slow_recall(tiles, texts, pairs, 5)
+    with pytest.raises(ConfigError, match="a name for each of 30 tiles"):
+        evaluate_retrieval(tiles, texts, text_tile, bootstrap=1, groups=groups[:3])
+
+
 def test_shared_captions_bound_field_from_text_to_tile_but_not_unique_text():
     tiles = np.repeat(np.eye(4), [3, 1, 1, 1], axis=0)[:, :4]  # three tiles that look alike and share a caption
     texts, keys = tiles.copy(), np.array([0, 0, 0, 1, 2, 3])

@@ -58,6 +58,7 @@ def evaluate_retrieval(
     text_keys: np.ndarray | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Recall at 1, 5 and 10 from tile to text and from text to tile, with its chance level and 95 % intervals.
 
@@ -74,29 +75,51 @@ def evaluate_retrieval(
         text_keys: [M] int, equal for identical lines; needed by `unique-text` only.
         bootstrap: number of resamples.
         seed: of the resamples.
+        groups: [N] str, to tell the recalls of each group of tiles too; galleries stay whole.
 
     Returns:
         {"protocol", "gallery": {"tiles", "texts"}, "tile_to_text": {"R@1", "R@5", "R@10"}, "text_to_tile": {...}, "mR",
         "chance_mR", "ci95": {"mR": [low, high], "tile_to_text": {"R@1": [low, high], ...}, "text_to_tile": {...}}}.
+        With groups, also {"by": {group: {"tiles", "tile_to_text", "text_to_tile", "mR", "ci95"}}}.
     """
     asked = _ask(tiles, texts, text_tile, protocol, text_keys, bootstrap)
-    sums = _resampled_sums(asked.per_tile, bootstrap, seed)
-    resampled = _recalls(sums, len(asked.per_tile))  # [bootstrap, 6]
-    point = _recalls(asked.per_tile.sum(axis=0), len(asked.per_tile))  # [6]
     chance = [_chance(asked.texts_of_tile, asked.texts, k) for k in CUTS] + [
         _chance(asked.tiles_of_text, asked.tiles, k) for k in CUTS
     ]
+    told = {"by": _by_group(asked, groups, bootstrap, seed)} if groups is not None else {}
+    return {
+        "protocol": protocol,
+        "gallery": {"tiles": asked.tiles, "texts": asked.texts},
+        "chance_mR": float(np.mean(chance)),
+        **_told(asked.per_tile, bootstrap, seed),
+        **told,
+    }
+
+
+def _by_group(asked: "_Asked", groups: np.ndarray, bootstrap: int, seed: int) -> dict[str, dict[str, Any]]:
+    """The recalls of the tiles that ask, and of their texts, by the group of the tile."""
+    groups = np.asarray(groups)
+    if groups.shape != (asked.tiles,):
+        raise ConfigError(f"groups {[*groups.shape]}: want a name for each of {asked.tiles} tiles")
+    of_tile = groups[asked.rows]
+    return {
+        str(name): {"tiles": int(np.sum(of_tile == name)), **_told(asked.per_tile[of_tile == name], bootstrap, seed)}
+        for name in np.unique(of_tile)
+    }
+
+
+def _told(per_tile: np.ndarray, bootstrap: int, seed: int) -> dict[str, Any]:
+    """Recalls and their intervals, from what came of the tiles' queries [T, 7]."""
+    resampled = _recalls(_resampled_sums(per_tile, bootstrap, seed), len(per_tile))  # [bootstrap, 6]
+    point = _recalls(per_tile.sum(axis=0), len(per_tile))  # [6]
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     mean_low, mean_high = np.quantile(resampled.mean(axis=1), [0.025, 0.975])
     names = [f"R@{k}" for k in CUTS]
     intervals = [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
     return {
-        "protocol": protocol,
-        "gallery": {"tiles": asked.tiles, "texts": asked.texts},
         "tile_to_text": dict(zip(names, point[:3].tolist(), strict=True)),
         "text_to_tile": dict(zip(names, point[3:].tolist(), strict=True)),
         "mR": float(point.mean()),
-        "chance_mR": float(np.mean(chance)),
         "ci95": {
             "mR": [float(mean_low), float(mean_high)],
             "tile_to_text": dict(zip(names, intervals[:3], strict=True)),
@@ -155,11 +178,13 @@ class _Asked(NamedTuple):
     """What came of all queries.
 
     Attributes:
-        per_tile: [T, 7] of the tiles with captions: hits tile to text, hits text to tile, number of texts.
+        rows: [T] the tiles with captions.
+        per_tile: [T, 7] of those: hits tile to text, hits text to tile, number of texts.
         texts_of_tile, tiles_of_text: how many are relevant.
         tiles, texts: gallery sizes.
     """
 
+    rows: np.ndarray
     per_tile: np.ndarray
     texts_of_tile: np.ndarray
     tiles_of_text: np.ndarray
@@ -197,7 +222,7 @@ def _ask(
     for column, values in enumerate((share[:, None] * text_hits[pair_text]).T, start=3):
         per_tile[:, column] = np.bincount(pair_asked, weights=values)
     per_tile[:, 6] = np.bincount(pair_asked, weights=share)
-    return _Asked(per_tile, texts_of_tile, tiles_of_text, len(tiles), len(texts))
+    return _Asked(asked, per_tile, texts_of_tile, tiles_of_text, len(tiles), len(texts))
 
 
 def _check_retrieval(

@@ -194,8 +194,10 @@ def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixtu
 def test_evaluation_from_stored_vectors_and_from_pixels_agrees(home: Path, tmp_path: Path):
     source, checkpoint = str(home / "source"), str(tmp_path / "copied")  # no embeddings by this checkpoint yet
     shutil.copytree(home / "source-only", checkpoint)
-    run("evaluate", archive=source, checkpoint=checkpoint, split="valid", out=str(tmp_path / "pixels.json"))
+    asked = {"archive": source, "checkpoint": checkpoint, "split": "valid"}
+    run("evaluate", **asked, by="land-cover", out=str(tmp_path / "pixels.json"))
     run("embed", archive=source, checkpoint=checkpoint)
-    run("evaluate", archive=source, checkpoint=checkpoint, split="valid", out=str(tmp_path / "stored.json"))
+    run("evaluate", **asked, out=str(tmp_path / "stored.json"))
     pixels, stored = (json.loads((tmp_path / name).read_text()) for name in ("pixels.json", "stored.json"))
     assert pixels["mR"] == pytest.approx(stored["mR"], abs=0.02)
+    assert sum(cover["tiles"] for cover in pixels["by"].values()) == pixels["gallery"]["tiles"]

@@ -110,6 +110,8 @@ class EvaluateConfig(ArchiveConfig, WorkersConfig):
     """Split whose tiles and captions form the gallery and the queries."""
     captions: str | None = None
     """Variant of the captions table; needed where there are several."""
+    by: Literal["land-cover"] | None = None
+    """Tell recall by group of tiles too, against the whole gallery. land-cover: what most of a tile's captions name."""
     out: str | None = None
     """Where to write metrics.json; default: the run folder."""
     batch_tiles: PositiveInt = 64

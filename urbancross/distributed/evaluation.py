@@ -8,6 +8,7 @@ import pyarrow as pa
 import ray
 
 from urbancross import metrics, storage
+from urbancross.captions.land_cover import land_cover
 from urbancross.config import EvaluateConfig
 from urbancross.distributed.following import counted
 from urbancross.distributed.session import connect
@@ -52,6 +53,7 @@ class PairEncoder:
             "failed": failed,
             "lines": [len(captions[i]) for i in use],
             "keys": [text_key(text) for text in texts],
+            "covers": [land_cover(captions[i]) for i in use] if self.config.by else [],
             "vectors": vectors,
             "texts": read,
         }
@@ -92,8 +94,16 @@ def run(config: EvaluateConfig) -> Balance:
     if not len(tiles):
         raise ConfigError(f"{archive} has no captioned tile of split {config.split}; choose another with --split")
     owner = np.repeat(np.arange(len(tiles)), lines)
+    covers = np.array([cover for part in parts for cover in part["covers"]])
     found = metrics.evaluate_retrieval(
-        tiles, texts, owner, config.protocol, text_keys=keys, bootstrap=config.bootstrap, seed=config.seed
+        tiles,
+        texts,
+        owner,
+        config.protocol,
+        text_keys=keys,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+        groups=covers if config.by else None,
     )
     result = {
         "protocol": config.protocol,
@@ -111,6 +121,9 @@ def run(config: EvaluateConfig) -> Balance:
         f"mR {100 * found['mR']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}), "
         f"chance {100 * found['chance_mR']:.1f} %, {gallery['tiles']:,} tiles, {gallery['texts']:,} texts"
     )
+    for name, told in found.get("by", {}).items():
+        low, high = told["ci95"]["mR"]
+        print(f"  {name}: mR {100 * told['mR']:.1f} % ({100 * low:.1f} to {100 * high:.1f}), {told['tiles']:,} tiles")
     read, failed = sum(part["read"] for part in parts), sum(part["failed"] for part in parts)
     return Balance(read=read, written=len(tiles), skipped=read - len(tiles) - failed, failed=failed).with_files(
         metrics=result
