@@ -22,9 +22,10 @@ def test_closeness_to_the_target_needs_no_pairing():
     shuffled = Pairs(
         target.images, target.texts[order], target.starts, target.text_keys[order], target.segments, target.present
     )
-    torch.testing.assert_close(
-        adaptation.reference_closeness(model, source, target), adaptation.reference_closeness(model, source, shuffled)
+    found, again = (
+        adaptation.Reference(model, data).closeness(source.images, source.texts[::2]) for data in (target, shuffled)
     )
+    torch.testing.assert_close(found, again)
 
 
 def test_closeness_is_the_mean_cosine_with_the_targets_pairs():
@@ -37,20 +38,18 @@ def test_closeness_is_the_mean_cosine_with_the_targets_pairs():
     def h(image: Tensor, text: Tensor) -> Tensor:
         return nn.functional.normalize(torch.cat([v(image[None])[0], u(text[None])[0]]), dim=0)
 
-    for caption, found in enumerate(adaptation.reference_closeness(model, source, one_caption)):
-        mine = h(source.images[caption // 2], source.texts[caption])
+    close = adaptation.Reference(model, one_caption).closeness(source.images, source.texts[1::2])
+    for tile, found in enumerate(close):
+        mine = h(source.images[tile], source.texts[2 * tile + 1])
         slow = sum(mine @ h(one_caption.images[i], one_caption.texts[i]) for i in range(4)) / 4
         torch.testing.assert_close(found, slow, rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
 
 
 def test_the_curriculum_lets_the_closest_in_first_and_all_in_the_end():
-    source = pairs(40)
-    close = torch.linspace(0, 1, 80)
-    drawn = adaptation.candidates(source, close, 40, 0.25, "linear", torch.Generator().manual_seed(0), world=2)
-    everyone = adaptation.candidates(source, close, 40, 1.0, "linear", torch.Generator().manual_seed(0), world=2)
-    assert len(drawn.rows) == 10
-    assert len(everyone.rows) == 40
-    assert set(drawn.captions.flatten().tolist()) == set(sorted(everyone.captions.flatten().tolist())[-10:])
+    close, generator = torch.rand(41, generator=torch.Generator().manual_seed(0)), torch.Generator()
+    first = adaptation.admit(close, 0.22, "linear", generator, world=2)
+    assert first.tolist() == sorted(close[:40].topk(10).indices.tolist())  # nine and a bit, in two equal parts
+    assert adaptation.admit(close, 1.0, "linear", generator, world=2).tolist() == list(range(40))
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -130,6 +130,16 @@ def test_the_parts_of_a_batch_are_the_batch():
         assert torch.cat([part.captions for part in parts]).tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_some_pairs_of_a_step_in_parts_are_those_pairs():
+    (step,) = ragged().steps(Plan(3, 0), 1, 1, 0, 1)
+    chosen = step.take(torch.tensor([2, 0]))
+    assert chosen.tile_keys.tolist() == [step.tile_keys[2], step.tile_keys[0]]
+    parts = [chosen.part(rank, 2) for rank in (0, 1)]
+    assert torch.equal(torch.cat([part.texts for part in parts]), step.texts[[2, 0]])
+    assert torch.equal(torch.cat([part.images for part in parts]), step.images[[2, 0]])
+    assert all(torch.equal(part.text_keys, step.text_keys[[2, 0]]) for part in parts)
+
+
 def test_segments_beyond_the_slots_are_dropped_and_no_slots_means_no_segments():
     many = shard()
     rows = many["features"].to_pylist()

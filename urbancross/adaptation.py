@@ -1,5 +1,6 @@
 """Adaptation on tensors: a model carried from a domain with pairs to one without; nothing of Ray."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,39 +15,50 @@ from urbancross.errors import TrainingError
 from urbancross.matching import Pairing
 from urbancross.models.discriminator import Discriminator
 from urbancross.models.dual_encoder import DualEncoder
-from urbancross.pairs import Batch, Pairs
+from urbancross.pairs import Batch, Feed, Pairs, Plan
 from urbancross.resuming import Memory, Moving, drawn
 from urbancross.training import FORGETFUL, Event, Team, descend, one_cycle, pool
 
 ALIKE, SPREAD, ROUNDS, TEMPERATURE = 10, 0.9, 10, 0.02
 """Of `--target-pairs transport`: see `matching.neighbours`, `matching.spread` and `matching.balanced`."""
+BLOCK = 8192  # rows that heads embed at once
 MOST = 8192  # tiles, and distinct texts, of the target among which partners are sought at once
 
 
-@torch.inference_mode()
-def reference_closeness(encoder: DualEncoder, source: Pairs, target: Pairs) -> Tensor:
-    """How close each source caption, with its tile, is to the target domain: [M].
+class Reference:
+    """The encoder as it came, which says how close a source pair is to the target, whatever is learnt since.
 
-    The mean over target pairs of [v; u] is [mean v; mean u], so the target's tiles and texts need no pairing.
+    Pairs are asked as they come by, so a source may be of any size.
     """
 
-    def embed(kind: str, features: Tensor) -> Tensor:
-        return encoder.heads[kind](features.to(encoder.device)).cpu()
+    @torch.no_grad()
+    def __init__(self, encoder: DualEncoder, target: Pairs) -> None:
+        self.heads = copy.deepcopy(encoder.heads).eval().requires_grad_(False)
+        self.device = encoder.device
+        # The mean over target pairs of [v; u] is [mean v; mean u], so the target's tiles and texts need no pairing.
+        means = [self._embed("image", target.images).mean(dim=0), self._embed("text", target.texts).mean(dim=0)]
+        self.centre = torch.cat(means) / math.sqrt(2)  # both halves of h are unit vectors over the root of two
 
-    v, u = embed("image", source.images), embed("text", source.texts)
-    centre_v, centre_u = embed("image", target.images).mean(dim=0), embed("text", target.texts).mean(dim=0)
-    tile = torch.repeat_interleave(torch.arange(len(source)), source.starts.diff())
-    centre = torch.cat([centre_v, centre_u]) / math.sqrt(2)  # both halves of h are unit vectors over the root of two
-    parts = [
-        curriculum.closeness(curriculum.pair_embedding(v[tile[i : i + 8192]], u[i : i + 8192]), centre)
-        for i in range(0, len(u), 8192)
-    ]
-    return torch.cat(parts)
+    def _embed(self, kind: str, features: Tensor) -> Tensor:
+        return torch.cat([self.heads[kind](part.to(self.device)) for part in features.split(BLOCK)])
+
+    @torch.no_grad()
+    def closeness(self, images: Tensor, texts: Tensor) -> Tensor:
+        """
+        Args:
+            images: [n, F] features of tiles.
+            texts: [n, F] features of their texts.
+
+        Returns:
+            [n], on the encoder's device.
+        """
+        h = curriculum.pair_embedding(self._embed("image", images), self._embed("text", texts))
+        return curriculum.closeness(h, self.centre)
 
 
 def adapt(
     encoder: DualEncoder,
-    source: Pairs,
+    source: Feed,
     target: Pairs,
     config: AdaptConfig,
     team: Team,
@@ -65,8 +77,8 @@ def adapt(
     Raises:
         TrainingError: the loss is not finite, or a diagnosis says that going on does harm.
     """
-    close = reference_closeness(encoder, source, target).clone()  # by the pretrained encoder, before it moves
-    with_segments = bool(source.present.any())
+    reference = Reference(encoder, target)
+    with_segments = source.with_segments
     kinds = ["image", "text", *(["segment"] if with_segments and config.segment_encoder == "separate" else [])]
     sees_segments = "image" if config.segment_encoder == "shared" else "segment"
     heads = nn.ModuleList([encoder.heads[kind] for kind in kinds])
@@ -79,7 +91,7 @@ def adapt(
     # The discriminators keep their rate: one that slows down with the encoder no longer sees what is left of the gap.
     judging = torch.optim.AdamW(judges.parameters(), lr=config.discriminator_lr, weight_decay=config.weight_decay)
     partners = Partners(encoder, target, config)
-    seen = torch.zeros(len(source), dtype=torch.bool)  # source tiles that were in a batch
+    seen = torch.zeros(source.tiles, dtype=torch.bool)  # source tiles that were in a batch
     moving = Moving([optimiser, judging], schedule, [*judges.buffers(), *partners.tensors(), seen])
     first = diagnose(encoder, *kept_back, config.seed) if kept_back else None
     done = memory.restore("adapt", moving)
@@ -89,25 +101,29 @@ def adapt(
     def see(kind: str, features: Tensor) -> Tensor:
         return team.gather(encoder.heads[kind](features.to(encoder.device)))
 
-    for step in range(done + 1, config.steps + 1):
+    plan = Plan(config.ratio * size, config.seed)
+    # Every process sees all candidates, for which of them take part depends on all; they are features, and small.
+    for step, candidates in enumerate(source.steps(plan, done + 1, config.steps, 0, 1), start=done + 1):
         generator = drawn(config.seed, "adapt", step)
         progress = (step - 1) / max(config.steps - 1, 1)
         share = curriculum.pace(progress, config.pace, config.pace_start)
-        batch = candidates(source, close, config.ratio * size, share, config.pace, generator, team.world)
-        part = batch.part(team.rank, team.world)
-        v, u = see("image", source.images[part.rows]), see("text", source.texts[part.captions.flatten()])
+        close = reference.closeness(candidates.images, candidates.texts[:, 0])
+        admitted = admit(close, share, config.pace, generator, team.world)
+        chosen = candidates.take(admitted.cpu())
+        part = chosen.part(team.rank, team.world)
+        v, u = see("image", part.images), see("text", part.texts[:, 0])
         # The target's tiles and texts are drawn apart: no pairing is used.
         tiles = torch.randperm(len(target), generator=generator)[:size].chunk(team.world)[team.rank]
         texts = torch.randperm(len(target.texts), generator=generator)[:size].chunk(team.world)[team.rank]
         target_v, target_u = see("image", target.images[tiles]), see("text", target.texts[texts])
 
         weights = curriculum.source_weights(
-            close[batch.captions.flatten()].to(encoder.device),
+            close[admitted],
             config.weights,
             logits=judges["image"](v).detach(),
             generator=generator,
         )
-        positive = losses.positives(batch.rows, source.text_keys[batch.captions]).to(encoder.device)
+        positive = losses.positives(chosen.tile_keys, chosen.text_keys).to(encoder.device)
         margin = curriculum.margin(progress, config.margin_start, config.margin_end)
         contrast = "infonce" if config.loss == "triplet" else config.loss
         loss_of = losses.contrast(contrast, encoder.inverse_temperature(), bias, margin)
@@ -121,13 +137,8 @@ def adapt(
             apart = {"coral": losses.coral, "mmd": losses.mmd}[config.gap]
             terms["gap"] = apart(v, target_v) + apart(u, target_u)
         if with_segments:
-            z = team.gather(
-                pool(
-                    encoder.heads[sees_segments], source.segments[part.rows], source.present[part.rows], encoder.device
-                )
-            )
-            has_segment = source.present[batch.rows].any(dim=1).to(encoder.device)
-            terms["segment"] = losses.segment_contrast(loss_of, z, has_segment, u, positive)
+            z = team.gather(pool(encoder.heads[sees_segments], part.segments, part.present, encoder.device))
+            terms["segment"] = losses.segment_contrast(loss_of, z, chosen.has_segment.to(encoder.device), u, positive)
         if (pairing := partners.at(step)) is not None:
             taken = pairing.draw(config.ratio * size, 1, generator)
             mine = taken.part(team.rank, team.world)
@@ -145,7 +156,7 @@ def adapt(
         domains = {"image": (v, target_v), "text": (u, target_u)}
         terms["adversary"], accuracy = contest(judges, domains, weights, turn)
         descend(loss + terms["adversary"], [optimiser, judging], schedule, team)
-        seen[batch.rows] = True
+        seen[chosen.tile_keys] = True
         told = {}
         if kept_back and first and (step % config.evaluate_steps == 0 or step == config.steps):
             now = diagnose(encoder, *kept_back, config.seed)
@@ -157,7 +168,7 @@ def adapt(
                 "step": step,
                 "steps": config.steps,
                 "loss": loss.item(),
-                "pace": len(batch.rows) / min(config.ratio * size, len(source)),
+                "pace": len(admitted) / len(close),
                 "effective_sample_size": curriculum.effective_sample_size(weights) / len(weights),
                 "discriminator_accuracy": accuracy,
                 "coverage": seen.sum().item() / len(seen),
@@ -254,21 +265,15 @@ def contest(
     return torch.stack(lost).sum(), torch.stack(right).mean().item()
 
 
-def candidates(
-    source: Pairs,
-    close: Tensor,
-    count: int,
-    share: float,
-    kind: curriculum.Pace,
-    generator: torch.Generator,
-    world: int,
-) -> Batch:
-    """The share of `count` random source pairs that the curriculum lets in, closest to the target first.
+def admit(close: Tensor, share: float, kind: curriculum.Pace, generator: torch.Generator, world: int) -> Tensor:
+    """The candidates that the curriculum lets in, closest to the target first: rows, ascending.
 
     Their number is rounded to a multiple of the team's size, up where there are enough candidates.
+
+    Args:
+        close: [n] of the candidates, from `Reference`.
+        share: of them, from `curriculum.pace`.
     """
-    rows = torch.randperm(len(source), generator=generator)[: min(count, len(source)) // world * world]
-    drawn = source.choose(rows, generator)
-    wanted = math.ceil(math.ceil(share * len(rows) - 1e-9) / world) * world
-    kept = curriculum.select(close[drawn.captions.flatten()], wanted / len(rows), kind, generator)
-    return Batch(drawn.rows[kept], drawn.captions[kept])
+    count = len(close) // world * world
+    wanted = math.ceil(math.ceil(share * count - 1e-9) / world) * world
+    return curriculum.select(close[:count], wanted / count, kind, generator)

@@ -5,7 +5,7 @@ N = tiles, M = captions, K = segment slots, F = a tower's feature width.
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -78,9 +78,23 @@ class Step:
     segments: Tensor
     present: Tensor
 
+    def take(self, rows: Tensor) -> "Step":
+        """Some pairs of a step that one process sees whole."""
+        return Step(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def part(self, rank: int, world: int) -> "Step":
+        """What process `rank` of `world` sees of a step that divides among them; names stay those of all pairs."""
+        mine = ("images", "texts", "segments", "present")
+        return replace(self, **{name: getattr(self, name).chunk(world)[rank] for name in mine})
+
 
 class Feed(Protocol):
     """Where training takes its steps from; `Pairs` in memory is one."""
+
+    @property
+    def tiles(self) -> int:
+        """How many there are; `Step.tile_keys` are less than this."""
+        ...
 
     @property
     def with_segments(self) -> bool:
@@ -128,6 +142,10 @@ class Pairs:
         keys, nth, counts = torch.unique(self.text_keys, return_inverse=True, return_counts=True)
         rows = torch.full((len(keys),), len(nth)).scatter_reduce(0, nth, torch.arange(len(nth)), "amin")
         return rows, counts / counts.sum()
+
+    @property
+    def tiles(self) -> int:
+        return len(self)
 
     @property
     def with_segments(self) -> bool:

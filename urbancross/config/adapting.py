@@ -72,6 +72,9 @@ class AdaptConfig(TrainingConfig):
     """Variant of the target's captions table; needed where there are several."""
     split: Split = "train"
     """Split of both archives to learn from."""
+    target_tiles: PositiveInt = 1 << 17
+    """Target tiles to learn from where there are more, in whole shards drawn by the seed; they lie in memory, while the
+    source is read as it goes."""
     steps: NonNegativeInt = 200
     """Steps of adaptation."""
     evaluate_steps: PositiveInt = 50

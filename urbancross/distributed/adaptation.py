@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 
 from urbancross import adaptation, storage, training, verdict
 from urbancross.config import AdaptConfig
-from urbancross.distributed.features import make_features
-from urbancross.distributed.feeding import load_pairs
+from urbancross.distributed.features import FeatureTables, make_features
+from urbancross.distributed.feeding import Shards, Windows, load_pairs, some_shards
 from urbancross.distributed.training import (
     Trained,
     count_pairs,
@@ -20,10 +20,11 @@ from urbancross.pairs import Pairs
 from urbancross.progress import say
 from urbancross.resuming import Memory
 from urbancross.runs import Balance
+from urbancross.storage import Place
 from urbancross.tables import digest_of, require_split
 
 VERDICT = "verdict.json"
-FEWEST = 8  # tiles that were kept back, for a diagnosis
+FEWEST, MOST = 8, 4096  # tiles that were kept back, for a diagnosis
 
 
 def run(config: AdaptConfig) -> Balance:
@@ -39,27 +40,32 @@ def run(config: AdaptConfig) -> Balance:
         "source": digest_of(source, of_source.features),
         "target": digest_of(target, of_target.features),
     }
-    balance = (
-        count_pairs(source, of_source, config.split).balance + count_pairs(target, of_target, config.split).balance
-    )
+    counted = count_pairs(source, of_source, config.split)
+    feed = Shards(source, of_source, config.split, Windows.of(counted.pairs, config.seed))
+    counted_target = count_pairs(target, of_target, config.split)
+    balance = counted.balance + counted_target.balance
+    some = some_shards(counted_target.pairs, config.target_tiles, config.seed)
     if finished:
         refuse_other_origin(config.out, made_from)
         return replace(balance, written=0, done_before=balance.written)
 
     def kept_back() -> tuple[Pairs, Pairs] | None:
+        def held(archive: Place, tables: FeatureTables) -> Pairs:
+            counts = count_pairs(archive, tables, "valid").pairs
+            return load_pairs(archive, tables, "valid", names=some_shards(counts, MOST, config.seed))
+
         try:
-            held = load_pairs(source, of_source, "valid"), load_pairs(target, of_target, "valid")
+            both = held(source, of_source), held(target, of_target)
         except ConfigError:  # no tile of that split: no diagnosis
             return None
-        return held if min(map(len, held)) >= FEWEST else None
+        return both if min(map(len, both)) >= FEWEST else None
 
     def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
-        source_pairs = load_pairs(source, of_source, config.split)
-        target_pairs = load_pairs(target, of_target, config.split)
+        target_pairs = load_pairs(target, of_target, config.split, names=some)
         encoder = checkpoints.load(model, config.device)
         held = kept_back()
         before = verdict.agreement(encoder, held[1]) if held else None
-        adaptation.adapt(encoder, source_pairs, target_pairs, config, team, on_step, memory, held)
+        adaptation.adapt(encoder, feed, target_pairs, config, team, on_step, memory, held)
         told = {}
         if held and before is not None and team.rank == 0:
             told[VERDICT] = asdict(verdict.judge(before, verdict.agreement(encoder, held[1]), seed=config.seed))

@@ -8,7 +8,7 @@ import pickle
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -91,6 +91,11 @@ class Windows:
         return epoch, order[nth], at - (ends[nth] - steps[order[nth]])
 
 
+def some_shards(counts: dict[str, int], least: int, seed: int) -> list[str]:
+    """Shards drawn until they hold so many pairs, or all: names in order."""
+    return Windows.of(counts, seed, least).shards[0]
+
+
 class Feeder:
     """The worker's side: numbers of steps in, steps out; holds the pairs of one window."""
 
@@ -107,7 +112,8 @@ class Feeder:
         if self.held is None or self.held[0] != window:
             self.held = None  # so that two windows never fill the memory
             self.held = window, self.shards.load(window, self.plan.crop_px is not None)
-        return self.held[1].step(self.plan, number, (epoch, window), nth, self.rank, self.world)
+        step = self.held[1].step(self.plan, number, (epoch, window), nth, self.rank, self.world)
+        return replace(step, tile_keys=step.tile_keys + sum(self.shards.windows.pairs[:window]))
 
 
 @dataclass
@@ -123,6 +129,10 @@ class Shards:
     split: str
     windows: Windows
     waited_s: float = field(default=0.0, compare=False)
+
+    @property
+    def tiles(self) -> int:
+        return sum(self.windows.pairs)
 
     @property
     def with_segments(self) -> bool:
