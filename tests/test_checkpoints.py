@@ -3,6 +3,7 @@
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from urbancross import storage
-from urbancross.errors import CheckpointError, ConfigError
+from urbancross.errors import CheckpointError, ConfigError, StorageError
 from urbancross.models import checkpoints, starter
 from urbancross.models.dual_encoder import DualEncoder, square
 
@@ -48,6 +49,40 @@ def test_a_saved_model_comes_back_whole(encoder: DualEncoder, saved: Path):
     tiles = [np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)]
     np.testing.assert_array_equal(again.encode_images(tiles), encoder.encode_images(tiles))
     np.testing.assert_array_equal(again.encode_texts(["a lake"]), encoder.encode_texts(["a lake"]))
+
+
+def test_a_model_on_s3_is_fetched_once_and_there_only_when_it_is_whole(
+    encoder: DualEncoder, saved: Path, bucket: Any, s3_proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = bucket / "models" / "c"
+
+    def publish() -> None:
+        with storage.publish_folder(place, mark=checkpoints.DESCRIPTION) as temporary:
+            shutil.copytree(saved, temporary, dirs_exist_ok=True)
+
+    s3_proxy.rules.append(lambda request: "expired" if "model.safetensors" in request else None)
+    with pytest.raises(StorageError, match="credentials"):
+        publish()
+    s3_proxy.rules.clear()
+    with pytest.raises(CheckpointError, match=r"is no checkpoint: checkpoint\.json, model\.safetensors missing"):
+        checkpoints.resolve(str(place))
+    publish()
+    with pytest.raises(ConfigError, match="exists already"):
+        publish()
+    model = checkpoints.resolve(str(place))
+    assert (model.place, model.variant) == (str(place), "c")
+    asked = len(s3_proxy.seen)
+    tiles = [np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)]
+    np.testing.assert_array_equal(checkpoints.load(model).encode_images(tiles), encoder.encode_images(tiles))
+    fetched = len(s3_proxy.seen)
+    assert fetched > asked
+    checkpoints.load(model)
+    assert len(s3_proxy.seen) == fetched
+    shutil.rmtree(tmp_path / "urbancross")
+    storage.replace(place / checkpoints.WEIGHTS, (saved / checkpoints.WEIGHTS).read_bytes()[:-1] + b"!")
+    with pytest.raises(CheckpointError, match="is not of its checkpoint.json; copy the checkpoint again"):
+        checkpoints.load(model)
 
 
 def test_segments_are_seen_by_the_tower_before_it_learnt_also_by_the_model_that_comes_back(tmp_path: Path):

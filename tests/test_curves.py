@@ -30,8 +30,12 @@ def read(folder: Path) -> list[tuple[int, str, float]]:
 
 
 def test_tensorboard_reads_each_number_at_its_place_in_the_run(tmp_path: Path):
-    shown = curves.Curves(tmp_path, 4)
-    shown.add({"stage": "heads", "step": 5, "loss": 1.5, "pace": 0.25})
-    shown.add({"stage": "image", "step": 1, "loss": 1.25})
-    shown.close()
-    assert read(tmp_path) == [(5, "heads/loss", 1.5), (5, "heads/pace", pytest.approx(0.25)), (6, "image/loss", 1.25)]
+    before = [{"stage": "heads", "step": step, "loss": 2.0} for step in range(1, 5)]
+    told = [(5, "heads/loss", 1.5), (5, "heads/pace", pytest.approx(0.25)), (6, "image/loss", 1.25)]
+    for name, known in (("there", True), ("elsewhere", False)):
+        shown = curves.Curves(tmp_path / name, before, known=known)
+        shown.add({"stage": "heads", "step": 5, "loss": 1.5, "pace": 0.25})
+        shown.add({"stage": "image", "step": 1, "loss": 1.25})
+        shown.close()
+        earlier = [] if known else [(step, "heads/loss", 2.0) for step in range(1, 5)]
+        assert read(tmp_path / name) == earlier + told

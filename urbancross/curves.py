@@ -1,5 +1,6 @@
 """The curves of a training while it runs: for TensorBoard, and as a line for a terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ WIDTH = 24
 class Curves:
     """Writes each event's numbers for TensorBoard; an event's step comes from its place in the run."""
 
-    def __init__(self, folder: Path, behind: int) -> None:
+    def __init__(self, folder: Path, behind: Sequence[dict[str, Any]] = (), known: bool = True) -> None:
         """
         Args:
-            behind: events of an earlier run that this one goes on from; what it wrote after them does not count.
+            behind: events of an earlier run that this one goes on from.
+            known: whether it wrote them in this folder; what it wrote after them does not count.
         """
-        self.writer, self.count = SummaryWriter(str(folder), purge_step=behind or None, flush_secs=10), behind
+        self.writer = SummaryWriter(str(folder), purge_step=len(behind) if known and behind else None, flush_secs=10)
+        self.count = len(behind) if known else 0
+        for event in () if known else behind:
+            self.add(event)
 
     def add(self, event: dict[str, Any]) -> None:
         self.count += 1

@@ -121,8 +121,7 @@ def event_lines(events: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(event) + "\n" for event in events).encode()
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Place) -> list[dict[str, Any]]:
     """Events of a training run, a JSON object a line; empty when there is no such file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = storage.read(path)
+    return [json.loads(line) for line in found[0].decode().splitlines()] if found else []

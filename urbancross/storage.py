@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,14 +42,16 @@ def place(text: str) -> Place:
 
 
 def local(text: str) -> Path:
-    """A path on this machine; checkpoints, sources and maps are read from there alone.
+    """A path on this machine; sources and maps are read from there alone.
 
     Raises:
         ConfigError: it names another kind of place, or is not UTF-8 and so fits in no table.
     """
     if "://" in text:
         kind = text.partition("://")[0][:10]
-        raise ConfigError(f"{kind}:// cannot be read here; give a local path (archives may also be s3://bucket/prefix)")
+        raise ConfigError(
+            f"{kind}:// cannot be read here; give a local path (archives and checkpoints may also be s3://bucket/prefix)"
+        )
     try:
         path = Path(text).expanduser().absolute()
     except RuntimeError as error:  # "~nobody"
@@ -96,12 +99,14 @@ def file(text: str, what: str) -> Path:
     return path
 
 
-def require_writable(path: Path, what: str) -> None:
-    """Find out before the work whether its result can be written under this name.
+def require_writable(path: Place, what: str) -> None:
+    """Find out before the work whether its result can be written under this name; S3 is asked when it is.
 
     Raises:
         ConfigError: a folder stands there, or none can be made for it.
     """
+    if isinstance(path, S3Path):
+        return
     if path.is_dir():
         raise ConfigError(f"{what} {path} is a folder; give another name")
     parent = next(folder for folder in path.parents if folder.exists())
@@ -281,12 +286,24 @@ def sweep(table: Place) -> int:
 
 
 @contextlib.contextmanager
-def publish_folder(path: Path) -> Iterator[Path]:
+def publish_folder(path: Place, mark: str = "") -> Iterator[Path]:
     """Give a temporary folder to fill; it takes the name `path` when the block ends well, and vanishes otherwise.
+
+    Args:
+        mark: a file without which the folder counts for nothing; on S3, where no folder is renamed, it is written last.
 
     Raises:
         ConfigError: `path` exists already.
     """
+    if isinstance(path, S3Path):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+            files = {file.relative_to(scratch).as_posix(): file for file in Path(scratch).rglob("*") if file.is_file()}
+            if exists(path / mark):
+                raise ConfigError(f"{path} exists already; remove it, or give another name")
+            for name in sorted(files, key=lambda name: (name == mark, name)):
+                replace(path / name, files[name].read_bytes())
+        return
     temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
     try:
         temporary.mkdir(parents=True)
@@ -304,6 +321,28 @@ def publish_folder(path: Path) -> Iterator[Path]:
         local_store.fsync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def fetch_folder(folder: S3Path, into: Path) -> None:
+    """Copy the objects right below a prefix into a local folder, which takes its name when it is whole."""
+    with publish_folder(into) as temporary:
+        for name in names(folder):
+            if (found := read(folder / name)) is not None:  # a name may be a folder's
+                (temporary / name).write_bytes(found[0])
+
+
+def remove_folder(folder: Place) -> None:
+    """Remove a folder, or the objects right below a prefix; nothing happens when there are none."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        for name in names(folder):
+            remove(folder / name)
+
+
+def cache() -> Path:
+    """Where files that were fetched are kept on this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "urbancross"
 
 
 def write_json(path: Place, value: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from urbancross import cli
+from urbancross import cli, storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -82,6 +82,22 @@ def test_a_run_that_is_killed_goes_on_with_the_same_command_and_no_other(home: P
     done = program("pretrain", "", home, out=home / "run", **learning(home))
     assert done.returncode == 0, done.stderr
     assert same(home / "run", home / "whole")
+
+
+def test_a_run_whose_checkpoint_lies_on_s3_goes_on_there(home: Path, bucket: Any, tmp_path: Path):
+    (home / "once" / "training.step.fired").unlink(missing_ok=True)
+    out = bucket / "models" / "run"
+    done = program("pretrain", "training.step:8=kill-run", home, out=out, **learning(home))
+    assert done.returncode == -9
+    assert storage.names(bucket / "models") == ["run.unfinished"]
+    assert storage.names(bucket / "models" / "run.unfinished") == ["checkpoint.json", "state.pt"]
+    done = program("pretrain", "", home, out=out, **learning(home))
+    assert done.returncode == 0, done.stderr
+    assert storage.names(bucket / "models") == ["run"]
+    storage.fetch_folder(out, tmp_path / "run")
+    assert same(tmp_path / "run", home / "whole")
+    again = program("pretrain", "", home, out=out, **learning(home))
+    assert (again.returncode, "done before 20" in again.stdout) == (0, True), again.stderr
 
 
 def test_a_team_that_shrinks_and_grows_between_starts_carries_on(home: Path):

@@ -72,10 +72,10 @@ def run(config: AdaptConfig) -> Balance:
         return Trained(encoder, model.base, model.towers, config.model_dump(), made_from, told)
 
     train(work, config, config.out, "adapt", config.steps, made_from)
-    found = storage.local(config.out) / VERDICT
+    found = storage.place(config.out) / VERDICT
     say(
         f"adapt: {verdict.Verdict(**storage.read_json(found, '--out'))}"
-        if found.is_file()
+        if storage.exists(found)
         else f"adapt: no verdict, for want of {FEWEST} tiles of split valid in both archives"
     )
     return balance

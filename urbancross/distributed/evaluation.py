@@ -75,7 +75,7 @@ def run(config: EvaluateConfig) -> Balance:
     model = checkpoints.resolve(config.checkpoint)
     captions = table_of(archive, "captions", config.captions, "captions")
     if config.out:
-        storage.require_writable(storage.local(config.out), "--out")
+        storage.require_writable(storage.place(config.out), "--out")
     names = storage.shards(archive / "tiles")
     check_source(archive, "tiles", ["image", "split"], names)
     check_source(archive, captions, ["captions"], names)
@@ -114,7 +114,7 @@ def run(config: EvaluateConfig) -> Balance:
         "fingerprint": model.fingerprint,
     }
     if config.out:
-        storage.write_json(storage.local(config.out), result)
+        storage.write_json(storage.place(config.out), result)
     low, high = found["ci95"]["mR"]
     gallery = found["gallery"]
     print(

@@ -81,7 +81,7 @@ def run(config: PretrainConfig) -> Balance:
         return Trained(encoder, model.base, towers, config.model_dump(), made_from, {TIMING: clock.stages})
 
     train(work, config, config.out, "pretrain", training.pretrain_steps(feed, config), made_from)
-    for stage, told in storage.read_json(storage.local(config.out) / TIMING, "--out").items():
+    for stage, told in storage.read_json(storage.place(config.out) / TIMING, "--out").items():
         share = told["waited_s"] / max(told["seconds"], 1e-9)
         say(f"pretrain: {stage}: {told['seconds']:.1f} s after the first step, {100 * share:.1f} % waiting for data")
     return balance

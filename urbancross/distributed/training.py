@@ -138,7 +138,7 @@ def train(
         TrainingError: training stopped; the message says why.
         WorkerError: workers died more often than --max-failures.
     """
-    folder = storage.local(out)
+    folder = storage.place(out)
     home = begun(out, config, made_from)
     connect()
     require_resources(config)
@@ -148,9 +148,12 @@ def train(
         team = team_of_this_worker()
         found = state_in(home)
         events: list[Event] = json.loads(found["events"]) if found else []
-        shown = Curves(home / CURVES, len(events)) if team.rank == 0 else None
+        shown = None
         if team.rank == 0:
             told["watch"].back_to.remote(len(events))
+            # TensorBoard's files only grow, so on S3 they are written once, at the end.
+            curves_home = home / CURVES if isinstance(home, Path) else Path(tempfile.mkdtemp())
+            shown = Curves(curves_home, events, known=isinstance(home, Path))
 
         def on_step(event: Event) -> None:
             events.append(event)
@@ -166,15 +169,16 @@ def train(
         trained = work(team, on_step, Memory(found, config.checkpoint_steps, keep))
         if shown is not None:
             shown.close()
-            with storage.publish_folder(folder) as temporary:
+            with storage.publish_folder(folder, mark=checkpoints.DESCRIPTION) as temporary:
                 checkpoints.save(
                     trained.encoder, temporary, trained.base, trained.towers, trained.settings, trained.made_from
                 )
                 (temporary / checkpoints.EVENTS).write_bytes(runs.event_lines(events))
                 for name, value in trained.beside.items():
                     storage.write_json(temporary / name, value)
-                shutil.copytree(home / CURVES, temporary / CURVES)
-            shutil.rmtree(home, ignore_errors=True)
+                shutil.copytree(curves_home, temporary / CURVES)
+            storage.remove_folder(curves_home)
+            storage.remove_folder(home)
         ray.train.report({"steps": len(events)})
 
     with tempfile.TemporaryDirectory() as scratch, counted(what, steps, "steps") as watch:
@@ -201,7 +205,7 @@ def train(
                     raise own from error
                 say(f"{what}: a worker died; the team starts anew, {failures} of {config.max_failures} times")
 
-    events = [json.loads(line) for line in (folder / checkpoints.EVENTS).read_text().splitlines()]
+    events = runs.read_events(folder / checkpoints.EVENTS)
     for line in filter(None, (curves.summary(events, key) for key in ("loss", "source_recall", "target_recall"))):
         say(f"{what}: {line}")
 
@@ -219,8 +223,8 @@ def is_finished(out: str, config: TrainingConfig) -> bool:
     Raises:
         ConfigError: something else is there, or nothing can be written there.
     """
-    folder = storage.local(out)
-    if not folder.exists():
+    folder = storage.place(out)
+    if not (folder.exists() if isinstance(folder, Path) else storage.exists(folder / checkpoints.DESCRIPTION)):
         storage.require_writable(folder, "--out")
         return False
     found = storage.read_json(folder / checkpoints.DESCRIPTION, f"--out {out} exists, but its")["settings"]
@@ -244,7 +248,7 @@ def refuse_other_settings(folder: Place, found: dict[str, Any], config: Training
 def refuse_other_origin(out: str, made_from: dict[str, str]) -> None:
     """Stop where the finished checkpoint `out` began with other weights, or with tables of another content."""
     _refuse_other_origin(
-        out, storage.read_json(storage.local(out) / checkpoints.DESCRIPTION, "--out").get("made_from", {}), made_from
+        out, storage.read_json(storage.place(out) / checkpoints.DESCRIPTION, "--out").get("made_from", {}), made_from
     )
 
 
@@ -254,26 +258,27 @@ def _refuse_other_origin(out: object, found: dict[str, str], made_from: dict[str
             raise ConfigError(f"--out {out} was made from another {key}; give another --out, or remove it")
 
 
-def begun(out: str, config: TrainingConfig, made_from: dict[str, str]) -> Path:
+def begun(out: str, config: TrainingConfig, made_from: dict[str, str]) -> Place:
     """The folder of the states of an unfinished run, which says what makes them.
 
     Raises:
         ConfigError: an unfinished run with other settings or of other data is there.
     """
-    home = storage.local(f"{out}{UNFINISHED}")
-    if (home / checkpoints.DESCRIPTION).is_file():
+    folder = storage.place(out)
+    home = folder.parent / f"{folder.name}{UNFINISHED}"
+    if storage.exists(home / checkpoints.DESCRIPTION):
         found = storage.read_json(home / checkpoints.DESCRIPTION, "--out")
         refuse_other_settings(home, found["settings"], config)
         _refuse_other_origin(home, found["made_from"], made_from)
     else:
-        home.mkdir(parents=True, exist_ok=True)
+        if isinstance(home, Path):
+            home.mkdir(parents=True, exist_ok=True)
         told = {"settings": config.model_dump(), "made_from": made_from}
         storage.write_json(home / checkpoints.DESCRIPTION, told)
     return home
 
 
-def state_in(home: Path) -> State | None:
+def state_in(home: Place) -> State | None:
     """The state that an unfinished run kept last."""
-    if not (home / STATE).is_file():
-        return None
-    return from_bytes((home / STATE).read_bytes(), str(home / STATE))
+    found = storage.read(home / STATE)
+    return from_bytes(found[0], str(home / STATE)) if found else None

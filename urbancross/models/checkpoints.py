@@ -15,6 +15,8 @@ from urbancross import storage
 from urbancross.errors import CheckpointError, ConfigError
 from urbancross.models import plain, starter
 from urbancross.models.dual_encoder import DualEncoder, Head, IdentityHead
+from urbancross.storage import Place
+from urbancross.stores.s3 import S3Path
 
 WEIGHTS, DESCRIPTION, EVENTS = "model.safetensors", "checkpoint.json", "events.jsonl"
 
@@ -26,7 +28,7 @@ class Model:
     Attributes:
         base: the model name under a checkpoint, or the name itself.
         width: of the embedding; None for an open_clip model, which has its own.
-        folder: the checkpoint folder, or None for a bare model name.
+        folder: the checkpoint folder, here or on S3, or None for a bare model name.
         fingerprint: digest of the weights.
         towers: digest of the towers' weights alone; equal towers give equal features.
     """
@@ -34,7 +36,7 @@ class Model:
     name: str
     base: str
     width: int | None
-    folder: Path | None
+    folder: Place | None
     fingerprint: str
     towers: str
 
@@ -56,10 +58,10 @@ def resolve(name: str, width: int | None = None) -> Model:
         ConfigError: neither a checkpoint folder nor a known model name.
         CheckpointError: a folder that is no whole checkpoint.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        folder = folder.absolute()
-        missing = [file for file in (DESCRIPTION, WEIGHTS) if not (folder / file).is_file()]
+    on_s3 = name.lower().startswith("s3://")
+    folder = storage.place(name) if on_s3 else Path(name).expanduser().absolute()
+    if isinstance(folder, S3Path) or folder.is_dir():
+        missing = [file for file in (DESCRIPTION, WEIGHTS) if not storage.exists(folder / file)]
         if missing:
             raise CheckpointError(
                 f"{name} is no checkpoint: {', '.join(missing)} missing; give a folder that "
@@ -84,6 +86,27 @@ def resolve(name: str, width: int | None = None) -> Model:
     )
 
 
+def files_of(model: Model) -> Path | None:
+    """The checkpoint folder on this machine; one on S3 is fetched once. None for a bare model name.
+
+    Raises:
+        CheckpointError: what was fetched is not what the checkpoint says it is.
+    """
+    if not isinstance(model.folder, S3Path):
+        return model.folder
+    kept = storage.cache() / "checkpoints" / f"{model.folder.name}-{model.fingerprint}"
+    if not kept.is_dir():
+        try:
+            storage.fetch_folder(model.folder, kept)
+        except ConfigError:
+            if not kept.is_dir():  # another process may have been first
+                raise
+    if storage.digest(kept / WEIGHTS) != model.fingerprint:
+        storage.remove_folder(kept)
+        raise CheckpointError(f"{model.folder / WEIGHTS} is not of its {DESCRIPTION}; copy the checkpoint again")
+    return kept
+
+
 def width_of(model: Model) -> int:
     """D, without loading the weights."""
     if model.base == "starter":
@@ -105,8 +128,9 @@ def image_px_of(model: Model) -> int:
 
 def _plain_settings(model: Model) -> dict[str, Any]:
     """Of an open_clip model: as its checkpoint keeps them, for where that began may be gone."""
-    if model.folder is not None and (model.folder / plain.CONFIG).is_file():
-        return plain.read(model.folder)
+    folder = files_of(model)
+    if folder is not None and (folder / plain.CONFIG).is_file():
+        return plain.read(folder)
     return plain.settings(model.base)
 
 
@@ -124,15 +148,15 @@ def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: no CUDA device in this process; give --device cpu, or --gpus-per-worker 1")
     encoder = _build(model, dropout, seed)
-    if model.folder is not None:
+    if (folder := files_of(model)) is not None:
         try:
-            if storage.read_json(model.folder / DESCRIPTION, "checkpoint").get("segment_tower"):
+            if storage.read_json(folder / DESCRIPTION, "checkpoint").get("segment_tower"):
                 encoder.keep_segment_tower()
             centres = {name: zero for name, zero in encoder.state_dict().items() if name.endswith(".centre")}
-            encoder.load_state_dict(centres | load_file(model.folder / WEIGHTS))  # older ones have none
+            encoder.load_state_dict(centres | load_file(folder / WEIGHTS))  # older ones have none
         except (SafetensorError, RuntimeError, OSError) as error:
             first = str(error).splitlines()[0]
-            raise CheckpointError(f"{model.folder / WEIGHTS} cannot be loaded ({first}); copy it again") from error
+            raise CheckpointError(f"{folder / WEIGHTS} cannot be loaded ({first}); copy it again") from error
     return encoder.to(torch.device(device)).eval()
 
 

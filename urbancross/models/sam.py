@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import pickle
 import re
 import zipfile
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
+from urbancross import storage
 from urbancross.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def weights(checkpoint: str, sha256: str | None = None) -> Path:
     wanted = sha256 or (ending and ending[1])
     if not wanted:
         raise ConfigError(f"{shown} does not say which file it is; pass --sha256 with the file's SHA-256")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "urbancross"
+    cache = storage.cache()
     path = cache / f"{wanted[:8]}-{name}"
     if path.is_file():
         if _sha256(path).startswith(wanted):

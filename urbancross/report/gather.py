@@ -138,8 +138,10 @@ def hits(
 
 
 def events_of(model: checkpoints.Model) -> list[dict[str, Any]]:
-    return runs.read_events(model.folder / checkpoints.EVENTS) if model.folder else []
+    folder = checkpoints.files_of(model)
+    return runs.read_events(folder / checkpoints.EVENTS) if folder else []
 
 
 def settings_of(model: checkpoints.Model) -> dict[str, Any]:
-    return json.loads((model.folder / checkpoints.DESCRIPTION).read_text())["settings"] if model.folder else {}
+    folder = checkpoints.files_of(model)
+    return json.loads((folder / checkpoints.DESCRIPTION).read_text())["settings"] if folder else {}
