@@ -4,9 +4,9 @@
 
 Both archives have to hold features, as `urbancross pretrain` makes them. For each seed heads are pretrained on the
 source, then carried to the target by each method; what follows `--` goes to `adapt` as it stands. All are measured on
-the target's tiles of split `valid` by both protocols. Gains are relative to the pretrained heads, paired by seed and
-tile; `oracle gap` is the share of the way from them to `oracle`. Prints tables in Markdown and writes
-FOLDER/methods.json; what is in FOLDER already is not done again.
+the target's tiles of split `valid` by both protocols, and by land cover. Gains are relative to the pretrained heads,
+paired by seed and tile; `oracle gap` is the share of the way from them to `oracle`. Prints tables in Markdown and
+writes FOLDER/methods.json; what is in FOLDER already is not done again.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from urbancross import adaptation, metrics, storage, tables, training
+from urbancross import adaptation, gaps, metrics, storage, tables, training
+from urbancross.captions.land_cover import land_cover
 from urbancross.command_line import from_command_line
 from urbancross.config import METHODS, AdaptConfig, PretrainConfig
 from urbancross.distributed.features import FeatureTables
@@ -63,10 +64,21 @@ def main() -> None:
                 found.setdefault(method, []).append((told_by["v"], told_by["u"]))
                 on_source.setdefault(method, []).append(float(told_by["source_mr"]))
     results = {protocol: compared(found, target["valid"], protocol) for protocol in PROTOCOLS}
+    apart = gaps.proxy_a_distance(source["train"].images.numpy(), target["train"].images.numpy())
+    covers = covers_of(told.target, told.captions)
+    by_cover = {method: recall_by_cover(runs, target["valid"], covers) for method, runs in found.items()}
     storage.write_json(
         home / "methods.json",
-        {"flags": flags, "seeds": told.seeds, "results": results, "source_mR": on_source},
+        {
+            "flags": flags,
+            "seeds": told.seeds,
+            "a_distance": apart,
+            "results": results,
+            "source_mR": on_source,
+            "by_land_cover": by_cover,
+        },
     )
+    print(f"\nproxy A-distance between the tiles of both domains, by the frozen tower: {apart:.2f}")
     for protocol, rows in results.items():
         print(f"\nmR by `{protocol}` on {len(target['valid'])} tiles, {len(told.seeds)} seeds\n")
         print("| method | mR, % | gain, % | 95 % | oracle gap, % | source mR, % |\n|---|---|---|---|---|---|")
@@ -78,6 +90,13 @@ def main() -> None:
                 f"| {share} | {np.mean(on_source[method]):.1f} |"
             )
 
+    names, counts = np.unique(covers, return_counts=True)
+    print("\nmR by land cover, `unique-text`, %\n")
+    print("| method | " + " | ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True)) + " |")
+    print("|---" * (len(names) + 1) + "|")
+    for method, row in by_cover.items():
+        print(f"| {method} | " + " | ".join(f"{100 * row[name]:.1f}" for name in names) + " |")
+
 
 def pairs_of(archive: str, captions: str) -> dict[str, Pairs]:
     """The pairs of both splits, from the features that lie in the archive."""
@@ -87,6 +106,34 @@ def pairs_of(archive: str, captions: str) -> dict[str, Pairs]:
         split: load_pairs(place, FeatureTables(f"captions@{captions}", features, 0), split)
         for split in ("train", "valid")
     }
+
+
+def covers_of(archive: str, captions: str) -> np.ndarray:
+    """The land cover of each tile of split valid, in the order of its pairs."""
+    place = storage.archive(archive)
+    wanted = {"tiles": ["split"], f"captions@{captions}": ["captions"]}
+    wanted |= {tables.table_of(place, "features", None, "features"): ["image"]}
+    found = []
+    for name in storage.shards(place / "tiles"):
+        tiles, lines, features = tables.read_aligned(place, wanted, name).values()
+        rows = zip(tiles["split"], lines["captions"], features["failure"], strict=True)
+        found += [
+            land_cover(told.as_py())
+            for split, told, failure in rows
+            if (str(split), failure.as_py()) == ("valid", None)
+        ]
+    return np.array(found)
+
+
+def recall_by_cover(runs: list[Embeddings], pairs: Pairs, covers: np.ndarray) -> dict[str, float]:
+    """mR of each cover's tiles in the whole gallery, mean over runs."""
+    told = [
+        metrics.evaluate_retrieval(
+            *found, owners(pairs), "unique-text", pairs.text_keys.numpy(), bootstrap=1, groups=covers
+        )["by"]
+        for found in runs
+    ]
+    return {name: float(np.mean([by[name]["mR"] for by in told])) for name in told[0]}
 
 
 def pretrained(pairs: Pairs, seed: int, home: Path) -> DualEncoder:
