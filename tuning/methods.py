@@ -98,12 +98,12 @@ def main() -> None:
         print(f"| {method} | " + " | ".join(f"{100 * row[name]:.1f}" for name in names) + " |")
 
 
-def pairs_of(archive: str, captions: str) -> dict[str, Pairs]:
+def pairs_of(archive: str, captions: str, max_segments: int = 0) -> dict[str, Pairs]:
     """The pairs of both splits, from the features that lie in the archive."""
     place = storage.archive(archive)
     features = tables.table_of(place, "features", None, "features")
     return {
-        split: load_pairs(place, FeatureTables(f"captions@{captions}", features, 0), split)
+        split: load_pairs(place, FeatureTables(f"captions@{captions}", features, max_segments), split)
         for split in ("train", "valid")
     }
 
@@ -165,10 +165,12 @@ def recall(found: Embeddings, pairs: Pairs) -> float:
     return float(metrics.evaluate_retrieval(*found, owners(pairs), bootstrap=1)["mR"])
 
 
-def compared(found: dict[str, list[Embeddings]], pairs: Pairs, protocol: metrics.Protocol) -> dict[str, dict[str, Any]]:
-    """Each method against no adaptation."""
+def compared(
+    found: dict[str, list[Embeddings]], pairs: Pairs, protocol: metrics.Protocol, before: str = BEFORE
+) -> dict[str, dict[str, Any]]:
+    """Each method against one of them."""
     keys = pairs.text_keys.numpy()
-    rows = {method: metrics.gain(found[BEFORE], runs, owners(pairs), protocol, keys) for method, runs in found.items()}
+    rows = {method: metrics.gain(found[before], runs, owners(pairs), protocol, keys) for method, runs in found.items()}
     if "oracle" in rows:
         span = rows["oracle"]["after"] - rows["oracle"]["before"]
         for row in rows.values():
