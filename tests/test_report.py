@@ -98,6 +98,17 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.elements if name == tag]
 
 
+def test_groups_of_tiles_and_what_adaptation_said_stand_on_the_page():
+    of_towns = measured(0.2, 0.1, 0.3) | {"by": {"urban": {"tiles": 9, "mR": 0.31, "ci95": {"mR": [0.2, 0.4]}}}}
+    html = render(
+        Report("t", "s", advice="use it (better)", metrics={"adapted": of_towns, "source only": measured(0.1)})
+    )
+    assert "What adaptation said without a single target pair: use it (better)." in html
+    assert "mR of urban" in html
+    assert "31.0\u00a0% <small>[20.0,\u00a040.0]</small>" in html
+    Page(html)
+
+
 def test_every_text_that_comes_in_is_escaped():
     hit = Hit(NASTY, 0.5, picture(), NASTY)
     html = render(
@@ -106,7 +117,8 @@ def test_every_text_that_comes_in_is_escaped():
             subtitle=NASTY,
             balances=[BALANCE | {"stage": NASTY, "archive": NASTY}],
             failures=[{"archive": NASTY, "table": NASTY, "reason": NASTY, "count": 1}],
-            metrics={NASTY: measured(0.2) | {"protocol": NASTY}},
+            advice=NASTY,
+            metrics={NASTY: measured(0.2) | {"protocol": NASTY, "by": {NASTY: {"mR": 0.1}}}},
             curves={NASTY: [{"step": 0, "loss": 1, "stage": NASTY}, {"step": 1, "loss": 1, "stage": "$\\bad$"}]},
             gaps={NASTY: DomainGap(np.eye(3), -np.eye(3), 1, 1, 1)},
             queries={NASTY: {NASTY: [hit]}},

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs
 
+FILE = "verdict.json"  # in the checkpoint
 SHARPNESS = 50.0  # inverse temperature at which a tile's texts are averaged
 MOST = 2000  # tiles that are compared with each other
 

@@ -23,7 +23,6 @@ from urbancross.runs import Balance
 from urbancross.storage import Place
 from urbancross.tables import digest_of, require_split
 
-VERDICT = "verdict.json"
 FEWEST, MOST = 8, 4096  # tiles that were kept back, for a diagnosis
 
 
@@ -68,11 +67,11 @@ def run(config: AdaptConfig) -> Balance:
         adaptation.adapt(encoder, feed, target_pairs, config, team, on_step, memory, held)
         told = {}
         if held and before is not None and team.rank == 0:
-            told[VERDICT] = asdict(verdict.judge(before, verdict.agreement(encoder, held[1]), seed=config.seed))
+            told[verdict.FILE] = asdict(verdict.judge(before, verdict.agreement(encoder, held[1]), seed=config.seed))
         return Trained(encoder, model.base, model.towers, config.model_dump(), made_from, told)
 
     train(work, config, config.out, "adapt", config.steps, made_from)
-    found = storage.place(config.out) / VERDICT
+    found = storage.place(config.out) / verdict.FILE
     say(
         f"adapt: {verdict.Verdict(**storage.read_json(found, '--out'))}"
         if storage.exists(found)

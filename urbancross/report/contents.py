@@ -31,6 +31,8 @@ class DomainGap:
 class Report:
     title: str
     subtitle: str
+    advice: str = ""
+    """What adaptation said at its end, without target pairs."""
     balances: list[dict[str, Any]] = field(default_factory=list)
     """One a stage and archive: stage, archive, read, written, done_before, skipped, failed."""
     failures: list[dict[str, Any]] = field(default_factory=list)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from urbancross import gaps, runs, search, storage, tables
+from urbancross import gaps, runs, search, storage, tables, verdict
 from urbancross.config import ReportConfig
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
@@ -34,6 +34,7 @@ def run(config: ReportConfig) -> None:
     page = Report(
         title=f"{source.name} to {target.name}",
         subtitle=f"{target.name}, split {split}: {first['gallery']['tiles']:,} tiles, protocol {first['protocol']}",
+        advice=advice_of(models[AFTER]),
         balances=[*runs.balances(source), *runs.balances(target)],
         failures=[*failures(source), *failures(target)],
         metrics=told,
@@ -140,6 +141,13 @@ def hits(
 def events_of(model: checkpoints.Model) -> list[dict[str, Any]]:
     folder = checkpoints.files_of(model)
     return runs.read_events(folder / checkpoints.EVENTS) if folder else []
+
+
+def advice_of(model: checkpoints.Model) -> str:
+    """The verdict that an adaptation left in its checkpoint, if there is one."""
+    folder = checkpoints.files_of(model)
+    told = storage.json_or_none(folder / verdict.FILE, "--after") if folder else None
+    return str(verdict.Verdict(**told)) if told else ""
 
 
 def settings_of(model: checkpoints.Model) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def render(report: Report) -> str:
             report=report,
             verdict=verdict(report.metrics),
             recalls=RECALLS,
+            groups=sorted({group for metrics in report.metrics.values() for group in metrics.get("by", {})}),
             off_by=[unaccounted(balance) for balance in report.balances],
             totals={key: sum(b.get(key, 0) for b in report.balances) for key in ("read", *ENDS)},
             interval_panels=interval_panels,
