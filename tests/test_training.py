@@ -64,7 +64,7 @@ def test_two_processes_take_the_step_that_one_takes(kind: losses.Kind):
         (step,) = data.steps(Plan(32, 0, captions=2), 1, 1, team.rank, team.world)
         bias = nn.Parameter(torch.tensor(losses.first_bias(32), dtype=torch.float64))
         loss_of = losses.contrast(kind, model.inverse_temperature(), bias, 0.2)
-        terms = training.contrastive_terms(model, step, step.images, team, loss_of, "segment")
+        terms = training.contrastive_terms(model, step, step.images, step.texts.flatten(0, 1), team, loss_of, "segment")
         sum(terms.values()).backward()  # type: ignore[union-attr]
         parameters = [*model.heads.parameters(), model.scale, bias]
         team.average(parameters)

@@ -4,7 +4,7 @@ N = tiles, M = captions, K = segment slots, F = a tower's feature width.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Protocol
@@ -47,6 +47,7 @@ class Plan:
         seed: decides order, captions and crops.
         captions: C, captions of each tile.
         image_px, crop_px: side of tiles, and of the random crops that a tower sees; None where it is frozen.
+        tokenizer: of a text tower that learns; None where it is frozen.
     """
 
     size: int
@@ -54,6 +55,7 @@ class Plan:
     captions: int = 1
     image_px: int = 0
     crop_px: int | None = None
+    tokenizer: Callable[[list[str]], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Step:
         text_keys: [B, C] equal for equal texts.
         has_segment: [B] bool.
         images: [b, F] features, or [b, 3, crop, crop] uint8 where a tower learns.
-        texts: [b, C, F] features.
+        texts: [b, C, F] features, or [b, C, L] int64 tokens where a tower learns.
         segments: [b, K, F] features; absent ones are zero.
         present: [b, K] bool.
     """
@@ -116,7 +118,8 @@ class Pairs:
         text_keys: [M] equal for equal texts.
         segments: [N, K, F] features of segments; absent ones are zero.
         present: [N, K] bool.
-        encoded: the images as bytes, where a tower learns.
+        encoded: the images as bytes, where their tower learns.
+        written: the captions, where theirs learns.
     """
 
     images: Tensor
@@ -126,6 +129,7 @@ class Pairs:
     segments: Tensor
     present: Tensor
     encoded: list[bytes] | None = None
+    written: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -184,10 +188,15 @@ class Pairs:
             images=self.images[part.rows]
             if plan.crop_px is None
             else self.pixels(part.rows, plan.image_px, plan.crop_px, crops),
-            texts=self.texts[part.captions],
+            texts=self.texts[part.captions] if plan.tokenizer is None else self.tokens(part.captions, plan.tokenizer),
             segments=self.segments[part.rows],
             present=self.present[part.rows],
         )
+
+    def tokens(self, captions: Tensor, tokenizer: Callable[[list[str]], Tensor]) -> Tensor:
+        """Captions [B, C] as a tower reads them: `[B, C, L]` int64."""
+        assert self.written is not None
+        return tokenizer([self.written[row] for row in captions.flatten().tolist()]).unflatten(0, captions.shape)
 
     def pixels(self, rows: Tensor, image_px: int, crop_px: int, generator: torch.Generator) -> Tensor:
         """Random crops of the tiles in one of the eight rotations and flips: `[B, 3, crop, crop]` uint8."""
@@ -217,17 +226,22 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def gather_pairs(shards: Iterable[dict[str, pa.Table]], split: str, max_segments: int, images: bool) -> Pairs:
+def gather_pairs(
+    shards: Iterable[dict[str, pa.Table]], split: str, max_segments: int, images: bool = False, written: bool = False
+) -> Pairs:
     """Read the pairs of a split from aligned shards of `tiles`, `captions` and `features`.
 
     Args:
         max_segments: K; 0 leaves segments out.
         images: keep the encoded images too.
+        written: keep the captions too.
 
     Raises:
         ConfigError: no tile of that split has a caption.
     """
-    features, texts, keys, counts, segments, encoded = [], [], [], [], [], []
+    features, texts, keys, counts, segments = [], [], [], [], []
+    encoded: list[bytes] = []
+    lines: list[str] = []
     for tables in shards:
         told = tables["features"]
         use = np.array([s == split for s in tables["tiles"]["split"].to_pylist()], dtype=bool)
@@ -239,8 +253,10 @@ def gather_pairs(shards: Iterable[dict[str, pa.Table]], split: str, max_segments
         captions = tables["captions"].take(rows)["captions"].to_pylist()
         features.append(_matrix(told["image"]))
         texts.append(_matrix(told["texts"]))
-        keys += [text_key(text) for lines in captions for text in lines]
-        counts += [len(lines) for lines in captions]
+        keys += [text_key(text) for texts_of_tile in captions for text in texts_of_tile]
+        counts += [len(texts_of_tile) for texts_of_tile in captions]
+        if written:
+            lines += [text for texts_of_tile in captions for text in texts_of_tile]
         segments += (
             [row[:max_segments] if row else [] for row in told["segments"].to_pylist()]
             if max_segments
@@ -266,6 +282,7 @@ def gather_pairs(shards: Iterable[dict[str, pa.Table]], split: str, max_segments
         slots,
         present,
         encoded if images else None,
+        lines if written else None,
     )
 
 

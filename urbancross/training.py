@@ -59,8 +59,16 @@ def pretrain(
     head_parameters = [*heads.parameters(), encoder.scale, bias]
     heads.train()
 
+    def there(features: Tensor) -> Tensor:
+        return features.to(encoder.device)
+
     def learn(
-        stage: str, epochs: int, plan: Plan, groups: list[dict[str, Any]], see: Callable[[Tensor], Tensor]
+        stage: str,
+        epochs: int,
+        plan: Plan,
+        groups: list[dict[str, Any]],
+        see: Callable[[Tensor], Tensor] = there,
+        read: Callable[[Tensor], Tensor] = there,
     ) -> None:
         steps = epochs * feed.steps_per_epoch(plan.size)
         optimiser, schedule = one_cycle(groups, config.weight_decay, steps)
@@ -69,7 +77,8 @@ def pretrain(
         for number, step in enumerate(feed.steps(plan, done + 1, steps, team.rank, team.world), start=done + 1):
             torch.manual_seed(drawn(config.seed, stage, number, team.rank).initial_seed())  # dropout
             loss_of = losses.contrast(config.loss, encoder.inverse_temperature(), bias, config.margin)
-            terms = contrastive_terms(encoder, step, see(step.images), team, loss_of, sees_segments)
+            seen, told_of = see(step.images), read(step.texts.flatten(0, 1))
+            terms = contrastive_terms(encoder, step, seen, told_of, team, loss_of, sees_segments)
             loss = terms["tile_text"] + config.segment_weight * terms.get("segment_text", 0.0)
             descend(loss, [optimiser], schedule, team)
             told = {name: term.item() for name, term in terms.items()}
@@ -84,8 +93,8 @@ def pretrain(
     plan = Plan(config.head_batch, config.seed, config.captions_per_tile)
     groups = [{"params": head_parameters, "lr": config.head_lr}]
     if not memory.is_past("heads", ["image"]):
-        learn("heads", config.head_epochs, plan, groups, lambda features: features.to(encoder.device))
-    if config.train == "image":
+        learn("heads", config.head_epochs, plan, groups)
+    if config.train != "heads":
         if feed.with_segments:
             encoder.keep_segment_tower()  # segments' features are stored, by the tower as it is
         groups.append({"params": encoder.unlock_image_tower(config.unlocked_groups), "lr": config.tower_lr})
@@ -94,10 +103,24 @@ def pretrain(
             with torch.autocast(encoder.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 return encoder.image_features(pixels).float()
 
+        def reader(tokens: Tensor) -> Tensor:
+            with torch.autocast(encoder.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                return encoder.token_features(tokens).float()
+
         see = torch.compile(tower) if config.compile else tower
         plan = replace(plan, size=config.image_batch, image_px=encoder.image_px, crop_px=config.crop_px)
-        # The tower stays in eval mode: its BatchNorm statistics are frozen.
-        learn("image", config.epochs, plan, groups, lambda pixels: in_chunks(see, pixels, config.chunk))
+        read: Callable[[Tensor], Tensor] = there
+        if config.train == "both":
+            groups.append({"params": encoder.unlock_text_tower(), "lr": config.text_lr})
+            plan = replace(plan, tokenizer=encoder.tokenizer)
+            of_tile = config.captions_per_tile
+
+            def read_in_chunks(tokens: Tensor) -> Tensor:
+                return in_chunks(reader, tokens, config.chunk and config.chunk * of_tile)
+
+            read = read_in_chunks
+        # The towers stay in eval mode: BatchNorm's statistics are frozen, nothing drops out.
+        learn("image", config.epochs, plan, groups, lambda pixels: in_chunks(see, pixels, config.chunk), read)
     if not feed.with_segments or config.segment_encoder == "shared":
         encoder.see_segments_as_tiles()
     encoder.eval()
@@ -120,13 +143,14 @@ def in_chunks(tower: Callable[[Tensor], Tensor], pixels: Tensor, size: int | Non
 def pretrain_steps(feed: Feed, config: PretrainConfig) -> int:
     """How many steps `pretrain` takes."""
     steps = config.head_epochs * feed.steps_per_epoch(config.head_batch)
-    return steps + (config.epochs * feed.steps_per_epoch(config.image_batch) if config.train == "image" else 0)
+    return steps + (config.epochs * feed.steps_per_epoch(config.image_batch) if config.train != "heads" else 0)
 
 
 def contrastive_terms(
     encoder: DualEncoder,
     step: Step,
     seen: Tensor,
+    told_of: Tensor,
     team: Team,
     loss_of: losses.Contrast,
     sees_segments: str | None,
@@ -135,11 +159,12 @@ def contrastive_terms(
 
     Args:
         seen: [B/W, F] image features of the part.
+        told_of: [B/W * C, F] text features of its captions.
         loss_of: see `losses.contrast`.
         sees_segments: kind of the head that does; None where there are none.
     """
     v = team.gather(encoder.heads["image"](seen))
-    u = team.gather(encoder.heads["text"](step.texts.flatten(0, 1).to(encoder.device)))
+    u = team.gather(encoder.heads["text"](told_of))
     positive = losses.positives(step.tile_keys, step.text_keys).to(encoder.device)
     terms = {"tile_text": loss_of(v, u, positive)}
     if sees_segments is not None:

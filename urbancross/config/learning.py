@@ -64,12 +64,13 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """Width of the embedding (of `starter`; an open_clip model keeps its own)."""
     split: Split = "train"
     """Split of the archive to learn from."""
-    train: Literal["heads", "image"] = "heads"
-    """heads: both towers stay frozen, their features are computed once. image: the image tower learns after that."""
+    train: Literal["heads", "image", "both"] = "heads"
+    """heads: both towers stay frozen, their features are computed once. image: the image tower learns after that. both:
+    so does the text tower, which costs as much again."""
     head_epochs: PositiveInt = 6
     """Passes over the pairs in which only the heads learn."""
     epochs: PositiveInt = 5
-    """With `--train image`: further passes, in which the image tower learns with the heads."""
+    """With `--train image` or `both`: further passes, in which towers learn with the heads."""
     unlocked_groups: PositiveInt | None = None
     """With `--train image`: only the last so many layer groups of the image tower learn, as open_clip counts them."""
     loss: Literal["infonce", "siglip", "hinge"] = "infonce"
@@ -95,6 +96,8 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """Highest learning rate of the heads (one cycle)."""
     tower_lr: PositiveFloat = 3e-4
     """Highest learning rate of the image tower (one cycle)."""
+    text_lr: PositiveFloat = 5e-5
+    """With `--train both`: highest learning rate of the text tower (one cycle)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout in the heads."""
 

@@ -30,9 +30,14 @@ AHEAD = 2  # blocks that wait for their turn
 
 
 def load_pairs(
-    archive: Place, tables: FeatureTables, split: str, images: bool = False, names: list[str] | None = None
+    archive: Place,
+    tables: FeatureTables,
+    split: str,
+    images: bool = False,
+    written: bool = False,
+    names: list[str] | None = None,
 ) -> Pairs:
-    """The pairs of a split, from the shards of an archive, or from some of them."""
+    """The pairs of a split, from the shards of an archive, or from some of them; see `gather_pairs`."""
     sources = {
         "tiles": ["split", "image"] if images else ["split"],
         tables.captions: ["captions"],
@@ -40,7 +45,7 @@ def load_pairs(
     }
     aligned = (read_aligned(archive, sources, name) for name in names or storage.shards(archive / tables.features))
     shards = (dict(zip(("tiles", "captions", "features"), found.values(), strict=True)) for found in aligned)
-    return gather_pairs(shards, split, tables.max_segments, images)
+    return gather_pairs(shards, split, tables.max_segments, images, written)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Feeder:
         epoch, window, nth = self.shards.windows.locate(number, self.plan.size)
         if self.held is None or self.held[0] != window:
             self.held = None  # so that two windows never fill the memory
-            self.held = window, self.shards.load(window, self.plan.crop_px is not None)
+            self.held = window, self.shards.load(window, self.plan)
         step = self.held[1].step(self.plan, number, (epoch, window), nth, self.rank, self.world)
         return replace(step, tile_keys=step.tile_keys + sum(self.shards.windows.pairs[:window]))
 
@@ -141,10 +146,15 @@ class Shards:
     def steps_per_epoch(self, size: int) -> int:
         return sum(self.windows.steps(size))
 
-    def load(self, window: int, images: bool) -> Pairs:
-        return load_pairs(self.archive, self.tables, self.split, images, self.windows.shards[window])
+    def load(self, window: int, plan: Plan) -> Pairs:
+        learning = {"images": plan.crop_px is not None, "written": plan.tokenizer is not None}
+        return load_pairs(self.archive, self.tables, self.split, names=self.windows.shards[window], **learning)
 
     def steps(self, plan: Plan, first: int, last: int, rank: int, world: int) -> Iterator[Step]:
+        if plan.crop_px is None and len(self.windows.pairs) == 1:  # features that stay: a step is a look-up
+            here = Feeder(self, plan, rank, world)
+            yield from map(here.step, range(first, last + 1))
+            return
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False

@@ -47,13 +47,13 @@ def run(config: PretrainConfig) -> Balance:
     archive = storage.archive(config.archive)
     finished = is_finished(config.out, config)
     model = checkpoints.resolve(config.model, config.width)
-    images = config.train == "image"
+    images = config.train != "heads"
     if images and model.base != "starter" and config.crop_px != (side := checkpoints.image_px_of(model)):
         raise ConfigError(f"--crop-px {config.crop_px}: {model.base} takes {side} px alone; give --crop-px {side}")
     if images and config.segment_encoder == "shared" and config.segments != "none":
         raise ConfigError(
-            "--segment-encoder shared with --train image: segments are seen once, by the tower before it learns; "
-            "give --segment-encoder separate, or --segments none"
+            f"--segment-encoder shared with --train {config.train}: segments are seen once, by the tower before it "
+            "learns; give --segment-encoder separate, or --segments none"
         )
     if config.segment_encoder == "frozen" and model.base == "starter" and model.folder is None:
         raise ConfigError(

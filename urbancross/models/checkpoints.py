@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,6 +14,7 @@ from urbancross import storage
 from urbancross.errors import CheckpointError, ConfigError
 from urbancross.models import plain, starter
 from urbancross.models.dual_encoder import DualEncoder, Head, IdentityHead
+from urbancross.models.lazy import open_clip
 from urbancross.storage import Place
 from urbancross.stores.s3 import S3Path
 

@@ -113,6 +113,11 @@ class DualEncoder(nn.Module):
                 self.towers.lock_image_tower(unlocked_groups=groups, freeze_bn_stats=False)
         return [parameter for parameter in self.towers.visual.parameters() if parameter.requires_grad]
 
+    def unlock_text_tower(self) -> list[nn.Parameter]:
+        """Let the text tower learn, and return its parameters."""
+        tower = set(self.towers.visual.parameters()) | {self.towers.logit_scale}
+        return [parameter.requires_grad_(True) for parameter in self.towers.parameters() if parameter not in tower]
+
     def keep_segment_tower(self) -> None:
         """Let segments be seen from here on by the image tower as it is now, however it learns."""
         if self.segment_tower is None:
@@ -139,7 +144,11 @@ class DualEncoder(nn.Module):
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """B texts to the text tower's features `[B, F]`."""
-        return self.towers.encode_text(self.tokenizer(list(texts)).to(self.device))
+        return self.token_features(self.tokenizer(list(texts)))
+
+    def token_features(self, tokens: Tensor) -> Tensor:
+        """`[B, L]` tokens to the text tower's features `[B, F]`."""
+        return self.towers.encode_text(tokens.to(self.device))
 
     def reads_whole(self, text: str) -> bool:
         """Whether the text tower reads a text to its end."""

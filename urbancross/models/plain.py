@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from urbancross import storage
 from urbancross.errors import CheckpointError, ConfigError
+from urbancross.models.lazy import open_clip
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 FOLDER = "local-dir:"  # open_clip's own word for a folder

