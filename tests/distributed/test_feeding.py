@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from urbancross import cli, storage
-from urbancross.distributed.features import FeatureTables
+from urbancross.config import PretrainConfig
+from urbancross.distributed.features import FeatureTables, make_features
 from urbancross.distributed.feeding import Feeder, Shards, Windows, load_pairs
-from urbancross.models import starter
+from urbancross.models import checkpoints, starter
 from urbancross.pairs import Plan, Step
 
 
@@ -44,13 +45,11 @@ def same(one: Step, other: Step) -> bool:
 @pytest.mark.usefixtures("ray_session")
 def test_steps_through_ray_data_are_those_from_memory(captioned_set: Path, tmp_path: Path):
     home = tmp_path / "a"
-    for verb, settings in {
-        "ingest": {"source": str(captioned_set), "archive": str(home), "domain": "d", "shard_tiles": 4, "workers": 1},
-        "pretrain": {"archive": str(home), "out": str(tmp_path / "c"), "head_epochs": 1, "workers": 1, "width": 16},
-    }.items():
-        cli.call(verb, cli.VERBS[verb].kind(**settings))
+    told = {"source": str(captioned_set), "archive": str(home), "domain": "d", "shard_tiles": 4, "workers": 1}
+    cli.call("ingest", cli.VERBS["ingest"].kind(**told))
     archive = storage.archive(str(home))
-    tables = FeatureTables("captions@given", storage.tables(archive, "features")[0], 0)
+    config = PretrainConfig(archive=str(home), out="o", workers=1)
+    tables = make_features(archive, checkpoints.resolve("starter", 16), config, "given", "none")
     counts = {name: len(part(archive, tables, name)) for name in storage.shards(archive / tables.features)}
     learning = Plan(6, 0, captions=2, image_px=64, crop_px=48, tokenizer=starter.Tokenizer())
     for plan in (Plan(6, 0, captions=2), learning):

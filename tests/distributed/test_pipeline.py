@@ -108,6 +108,7 @@ def test_what_cannot_be_learned_is_refused_before_any_work(home: Path):
     assert not list((home / "source").glob("features@*ViT*"))
 
 
+@pytest.mark.slow
 def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixture[str]):
     before, after = str(home / "source-only"), str(home / "adapted")
     source, target = str(home / "source"), str(home / "target")
