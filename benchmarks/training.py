@@ -73,7 +73,7 @@ def drawn(home: Path, tiles: int) -> Path:
     scenes = -(-tiles // 36)
     write_country(NORTHLAND, home / "world", scenes=scenes, scene_px=1344, seed=3)
     for verb, settings in {
-        "ingest": {"source": str(home / "world" / "scenes"), "domain": "d", "shard_tiles": 64},
+        "ingest": {"source": str(home / "world" / "scenes"), "domain": "d", "shard_tiles": 64, "split": "train"},
         "geotag": {"osm": str(next((home / "world").glob("*.osm*")))},
         "caption": {"engine": "template"},
         "pretrain": {"out": str(home / "first"), "head_epochs": 1},  # makes the features
