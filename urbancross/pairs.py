@@ -158,14 +158,14 @@ class Pairs:
     def steps_per_epoch(self, size: int) -> int:
         return max(len(self) // size, 1)
 
-    def steps(self, plan: "Plan", first: int, last: int, rank: int, world: int) -> Iterator["Step"]:
+    def steps(self, plan: Plan, first: int, last: int, rank: int, world: int) -> Iterator[Step]:
         """What process `rank` of `world` sees of the steps `first` to `last`, counted from 1."""
         a_pass = self.steps_per_epoch(plan.size)
         for number in range(first, last + 1):
             epoch, nth = divmod(number - 1, a_pass)
             yield self.step(plan, number, (epoch, 0), nth, rank, world)
 
-    def step(self, plan: "Plan", number: int, order: tuple[int, int], nth: int, rank: int, world: int) -> "Step":
+    def step(self, plan: Plan, number: int, order: tuple[int, int], nth: int, rank: int, world: int) -> Step:
         """One step's part, wherever training stands.
 
         Every tile comes once a pass; a last, short batch is left out.

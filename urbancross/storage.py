@@ -301,8 +301,10 @@ def publish_folder(path: Place, mark: str = "") -> Iterator[Path]:
             files = {file.relative_to(scratch).as_posix(): file for file in Path(scratch).rglob("*") if file.is_file()}
             if exists(path / mark):
                 raise ConfigError(f"{path} exists already; remove it, or give another name")
-            for name in sorted(files, key=lambda name: (name == mark, name)):
+            for name in sorted(files.keys() - {mark}):
                 replace(path / name, files[name].read_bytes())
+            if create(path / mark, files[mark].read_bytes()) is None:
+                raise ConfigError(f"{path} was made by another run meanwhile; give another name")
         return
     temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
     try:

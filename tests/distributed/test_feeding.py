@@ -1,5 +1,6 @@
 """Steps from the shards of an archive: the windows, and the same steps through Ray Data as from memory."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,8 @@ def test_steps_through_ray_data_are_those_from_memory(captioned_set: Path, tmp_p
         found = list(shards.steps(plan, 2, 11, 1, 2))
         assert len(found) == 10
         assert all(map(same, found, memory.steps(plan, 2, 11, 1, 2)))
+    empty = replace(tables, segments="segments@none-kept", max_segments=2)  # a table, and no tile with a segment in it
+    assert not Shards(archive, empty, "train", Windows.of(counts, 0)).with_segments
     parted = Shards(archive, tables, "train", Windows.of(counts, 0, least=6))
     assert len(parted.windows.pairs) > 1
     once = list(parted.steps(Plan(3, 0), 1, parted.steps_per_epoch(3), 0, 1))

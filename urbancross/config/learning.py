@@ -72,7 +72,7 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     epochs: PositiveInt = 5
     """With `--train image` or `both`: further passes, in which towers learn with the heads."""
     unlocked_groups: PositiveInt | None = None
-    """With `--train image`: only the last so many layer groups of the image tower learn, as open_clip counts them."""
+    """While towers learn: only the last so many layer groups of the image tower learn, as open_clip counts them."""
     loss: Literal["infonce", "siglip", "hinge"] = "infonce"
     """Contrast with every wrong partner of the batch together, with each alone, or by a margin (the paper's)."""
     margin: NonNegativeFloat = 0.2
@@ -84,12 +84,12 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     captions_per_tile: PositiveInt = 5
     """Captions that each tile of a step is compared with; their features are stored, so more cost next to nothing."""
     chunk: PositiveInt | None = None
-    """With `--train image`: images that the tower takes at once, over one worker; the result does not depend on it, the
+    """While towers learn: images that a tower takes at once, over one worker; the result does not depend on it, the
     memory does, and each image costs another forward pass. Default: all."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """With `--train image`: what the image tower computes in; weights and losses stay in fp32."""
+    """While towers learn: what they compute in; weights and losses stay in fp32."""
     compile: bool = False
-    """With `--train image`: compile the image tower with torch.compile first, which pays from some hundred steps on."""
+    """While towers learn: compile the image tower with torch.compile first, which pays from some hundred steps on."""
     crop_px: PositiveInt = 192
     """Side of the random crop that the image tower learns from."""
     head_lr: PositiveFloat = 1e-3

@@ -9,6 +9,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -139,9 +140,14 @@ class Shards:
     def tiles(self) -> int:
         return sum(self.windows.pairs)
 
-    @property
+    @cached_property
     def with_segments(self) -> bool:
-        return self.tables.segments is not None
+        """Whether any tile has one; as a rule the first shard tells."""
+        return self.tables.segments is not None and any(
+            load_pairs(self.archive, self.tables, self.split, names=[name]).with_segments
+            for names in self.windows.shards
+            for name in names
+        )
 
     def steps_per_epoch(self, size: int) -> int:
         return sum(self.windows.steps(size))
