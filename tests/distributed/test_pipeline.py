@@ -70,7 +70,7 @@ def test_an_open_clip_model_from_a_folder_learns_and_goes_back_to_plain_open_cli
     model, out = small_open_clip(tmp_path / "small"), tmp_path / "learnt"
     learning = {"train": "both", "crop_px": 48, "head_epochs": 1, "epochs": 2, "head_batch": 10, "image_batch": 10}
     memory = {"chunk": 4, "precision": "bf16"}
-    source = str(home / "source")
+    source = str(shutil.copytree(home / "source", tmp_path / "source"))
     run("pretrain", archive=source, model=f"local-dir:{model}", out=str(out), max_segments=2, **learning, **memory)
     assert [event["stage"] for event in events(out)] == ["heads"] * 2 + ["image"] * 4
     run("embed", archive=source, checkpoint=str(out))
