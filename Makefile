@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --durations 25
 
 .PHONY: setup demo test test-slow lint clean
 
@@ -24,10 +25,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m 'not slow' --durations 25
+	$(PYTEST) -m 'not slow'
 
 test-slow: setup
-	$(BIN)/pytest -m slow --durations 25
+	$(PYTEST) -m slow
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

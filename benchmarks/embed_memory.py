@@ -68,7 +68,7 @@ def make_set(folder: Path, tiles: int) -> None:
     """One PNG and its hard links, with a caption each."""
     folder.mkdir(parents=True, exist_ok=True)
     first = folder / "0.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(first)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)).save(first)
     for number in range(1, tiles):
         if not (folder / f"{number}.png").exists():
             os.link(first, folder / f"{number}.png")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from urbancross import adaptation, gaps, training
 from urbancross.config import Method
+from urbancross.errors import TrainingError
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs
 from urbancross.resuming import Memory
@@ -102,6 +103,19 @@ def test_every_method_runs_and_says_what_it_weighs(method: str):
         told = {name for name in ("source", "adversary", "gap", "target") if event.get(name, 0.0) != 0.0}
         expected = {"source", "adversary"} | ({"gap"} if config.gap != "none" else set())
         assert told == expected | ({"target"} if config.target_pairs != "none" else set())
+
+
+def test_fewer_pairs_than_workers_stop_with_a_word():
+    team, known = training.Team(world=3), {"method": "few-shot", "target_share": 0.1}
+    for source, target, settings, word in (
+        (pairs(2), pairs(8), {}, "pairs of the source: 2"),
+        (pairs(8), pairs(2), {}, "tiles of the target: 2"),
+        (pairs(8), pairs(8), known, "tiles of the target that have a partner: 1"),
+    ):
+        with pytest.raises(TrainingError, match=f"{word}, fewer than the 3 workers that share them; lower --workers"):
+            adaptation.adapt(encoder(), source, target, adapting(**settings), team, lambda event: None)
+    with pytest.raises(TrainingError, match="pairs to learn from: 2, fewer than the 3 workers"):
+        pretrained(pairs(2), team)
 
 
 def test_a_flag_beside_a_method_goes_before_it():

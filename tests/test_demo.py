@@ -13,7 +13,20 @@ from urbancross.errors import ConfigError
 
 
 def demo(out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "urbancross.cli", "demo", "--out", str(out), "--scenes", "3", "--segments", "grid"]
+    command = [
+        sys.executable,
+        "-m",
+        "urbancross.cli",
+        "demo",
+        "--out",
+        str(out),
+        "--scenes",
+        "3",
+        "--segments",
+        "grid",
+        "--workers",
+        "1",
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=700)
 
 

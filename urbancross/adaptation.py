@@ -17,7 +17,7 @@ from urbancross.models.discriminator import Discriminator
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Batch, Feed, Pairs, Plan
 from urbancross.resuming import Memory, Moving, drawn
-from urbancross.training import FORGETFUL, Event, Team, descend, one_cycle, pool
+from urbancross.training import FORGETFUL, Event, Team, descend, one_cycle, pool, require_shares
 
 ALIKE, SPREAD, ROUNDS, TEMPERATURE = 10, 0.9, 10, 0.02
 """Of `--target-pairs transport`: see `matching.neighbours`, `matching.spread` and `matching.balanced`."""
@@ -75,8 +75,11 @@ def adapt(
         kept_back: pairs of source and target to diagnose the model on, now and then.
 
     Raises:
-        TrainingError: the loss is not finite, or a diagnosis says that going on does harm.
+        TrainingError: the loss is not finite, a diagnosis says that going on does harm, or there are fewer pairs than
+            processes.
     """
+    require_shares(source.tiles, "pairs of the source", team)
+    require_shares(len(target), "tiles of the target", team)
     reference = Reference(encoder, target)
     with_segments = source.with_segments
     kinds = ["image", "text", *(["segment"] if with_segments and config.segment_encoder == "separate" else [])]
@@ -91,6 +94,8 @@ def adapt(
     # The discriminators keep their rate: one that slows down with the encoder no longer sees what is left of the gap.
     judging = torch.optim.AdamW(judges.parameters(), lr=config.discriminator_lr, weight_decay=config.weight_decay)
     partners = Partners(encoder, target, config)
+    if partners.pairing is not None:
+        require_shares(partners.pairing.partnered, "tiles of the target that have a partner", team)
     seen = torch.zeros(source.tiles, dtype=torch.bool)  # source tiles that were in a batch
     moving = Moving([optimiser, judging], schedule, [*judges.buffers(), *partners.tensors(), seen])
     first = diagnose(encoder, *kept_back, config.seed) if kept_back else None

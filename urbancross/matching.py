@@ -147,6 +147,11 @@ class Pairing:
     texts: Tensor
     chances: Tensor
 
+    @property
+    def partnered(self) -> int:
+        """How many tiles have a partner."""
+        return int(self.chances.any(dim=1).sum())
+
     def draw(self, count: int, captions: int, generator: torch.Generator) -> Batch:
         """`count` tiles that have partners, or all, each once, each with so many texts by their chances."""
         rows = self.chances.any(dim=1).nonzero().flatten()

@@ -51,6 +51,7 @@ def pretrain(
     memory: Memory = FORGETFUL,
 ) -> None:
     """Learn by contrast, L = L(V, U) + segment_weight * L(Z, U) (UrbanCross, arXiv 2404.14241): heads, then tower."""
+    require_shares(feed.tiles, "pairs to learn from", team)
     heads = nn.ModuleList([encoder.heads["image"], encoder.heads["text"]])
     if feed.with_segments and config.segment_encoder == "separate":
         heads.append(encoder.heads["segment"])
@@ -138,6 +139,15 @@ def in_chunks(tower: Callable[[Tensor], Tensor], pixels: Tensor, size: int | Non
     if size is None or len(pixels) <= size:
         return tower(pixels)
     return torch.cat([checkpoint(tower, chunk, use_reentrant=False) for chunk in pixels.split(size)])
+
+
+def require_shares(count: int, what: str, team: Team) -> None:
+    """
+    Raises:
+        TrainingError: there is less than one for each process.
+    """
+    if count < team.world:
+        raise TrainingError(f"{what}: {count}, fewer than the {team.world} workers that share them; lower --workers")
 
 
 def pretrain_steps(feed: Feed, config: PretrainConfig) -> int:

@@ -96,9 +96,9 @@ def check(archive: Path, whole: dict[str, str], balance: Balance) -> None:
 
 
 def workers_since(moment: float) -> list[psutil.Process]:
-    """Workers of stages that started after a moment."""
+    """Workers of stages, in the sessions of this process, that started after a moment."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if process.create_time() >= moment and "MapBatches(Replica)" in " ".join(process.cmdline()):
                 found.append(process)

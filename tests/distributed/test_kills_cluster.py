@@ -62,12 +62,12 @@ def test_whatever_is_killed_and_when_the_table_ends_as_if_nothing_was(
         began = time.time()
         run = kills.start(archive, "--pause", "0.05", RAY_ADDRESS=cluster.address)
         kills.until(lambda: kills.workers_since(began) or run.poll() is not None, "workers")  # noqa: B023
-        time.sleep(rng.uniform(0, 3))
+        time.sleep(rng.uniform(0, 2))
         victims = kills.workers_since(began)
         if victims and rng.random() < 0.5:
             with contextlib.suppress(psutil.Error):
                 rng.choice(victims).kill()
-            time.sleep(rng.uniform(0, 2))
+            time.sleep(rng.uniform(0, 1))
         run.kill()
         run.communicate()
         assert kills.readable_rows(archive) == len(kills.digests(archive)) * kills.TILES

@@ -92,14 +92,17 @@ def own_processes(name: str) -> set[int]:
 
 
 def kill_once(find, when, killed: list[int]) -> threading.Thread:
-    """A thread that waits for `when()` and kills what `find()` finds then."""
+    """A thread that waits for `when()` and kills what `find()` finds then, after a second in which it stands still and
+    others wait for it."""
 
     def work():
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if when() and (found := find()):
-                for pid in found:
-                    os.kill(pid, signal.SIGKILL)
+                for sent in (signal.SIGSTOP, signal.SIGKILL):
+                    for pid in found:
+                        os.kill(pid, sent)
+                    time.sleep(1)
                 killed.extend(found)
                 return
             time.sleep(0.005)
@@ -141,7 +144,7 @@ def test_a_second_run_whose_engine_is_killed_ends_in_the_same_table(made, model,
         lambda: own_processes("ray::MapWorker"), lambda: storage.shards(archive / "captions@tiny-vlm"), killed
     )
     balance = cli.call("caption", config(archive, model))
-    killer.join(1)
+    killer.join(3)
     assert killed
     assert (balance.written, balance.failed) == (60, 4)
     assert rows_of(archive) == rows_of(made[0])
@@ -189,7 +192,7 @@ def test_an_engine_in_a_process_of_its_own_is_replaced_and_its_batch_asked_again
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=400)
-    killer.join(1)
+    killer.join(3)
     assert done.returncode == 0, done.stderr[-3000:]
     assert killed
     assert rows_of(archive) == rows_of(made[0])

@@ -38,6 +38,7 @@ def _start() -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)
         else:
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
             # Two logical CPUs more than cores: Ray's own short tasks must find one while actors hold the rest.
             cpus = (os.cpu_count() or 1) + 2
             ray.init(

@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,9 +78,11 @@ class VllmEngine:
                 "with GPUs, make setup on others"
             ) from None
         try:
-            return LLM(self.model, **self.arguments)
+            llm = LLM(self.model, **self.arguments)
         except Exception as error:  # vLLM and transformers raise whatever is at hand
             raise ConfigError(f"--model {self.model} cannot be loaded by vLLM: {_line(error)}") from error
+        _tell_of_death(llm)
+        return llm
 
     def _try_out(self) -> None:
         """Ask about a grey square: a model that takes no images, or a schema that vLLM cannot hold, shows now, not as a
@@ -170,6 +174,24 @@ class VllmEngine:
         )
         picture = {"type": "image_pil", "image_pil": Image.fromarray(question.pixels)}
         return prompts.question(picture, question.text), sampling
+
+
+def _tell_of_death(llm: Any) -> None:
+    """Wake whoever waits for the answer of an engine that was killed: vLLM 0.32 notes its death, and tells only those
+    who ask after it."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    client = llm.llm_engine.engine_core
+    answers, resources = getattr(client, "outputs_queue", None), getattr(client, "resources", None)
+    if answers is None or resources is None:  # the engine lives in this process
+        return
+
+    def watch() -> None:
+        while not resources.engine_dead:  # it is told so too when the client closes
+            time.sleep(0.2)
+        answers.put_nowait(EngineDeadError())
+
+    threading.Thread(target=watch, name="engine watch", daemon=True).start()
 
 
 def _one_process() -> bool:
