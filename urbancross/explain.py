@@ -72,9 +72,9 @@ def _short(value: Any) -> Any:
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
     if isinstance(value, list) and len(str(value)) > SHOWN:
-        return f"{len(value)} × " + (
-            str(_short(value[0]))[:SHOWN] if isinstance(value[0], str) else type(value[0]).__name__
-        )
+        first = value[0]
+        shown = f"({', '.join(first)})" if isinstance(first, dict) else str(_short(first))[:SHOWN]
+        return f"{len(value)} × {shown if isinstance(first, dict | str) else type(first).__name__}"
     return value if value is None or isinstance(value, int | float | list) else str(value)[:SHOWN]
 
 
