@@ -1,5 +1,6 @@
 """Steps from the shards of an archive: the windows, and the same steps through Ray Data as from memory."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def test_steps_through_ray_data_are_those_from_memory(captioned_set: Path, tmp_p
         found = list(shards.steps(plan, 2, 11, 1, 2))
         assert len(found) == 10
         assert all(map(same, found, memory.steps(plan, 2, 11, 1, 2)))
+    feed = shards.steps(learning, 1, 200, 0, 1)
+    next(feed)
+    time.sleep(1)  # the next blocks are made meanwhile
+    began = time.process_time()
+    time.sleep(2)
+    assert time.process_time() - began < 1  # Ray Data's executor rests while nobody wants more
+    feed.close()
     empty = replace(tables, segments="segments@none-kept", max_segments=2)  # a table, and no tile with a segment in it
     assert not Shards(archive, empty, "train", Windows.of(counts, 0)).with_segments
     parted = Shards(archive, tables, "train", Windows.of(counts, 0, least=6))

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from urbancross import storage
 from urbancross.distributed.features import FeatureTables
@@ -28,6 +29,7 @@ from urbancross.tables import read_aligned
 WINDOW = 1 << 15  # pairs that are shuffled together, at least
 STEPS_A_BLOCK = 8  # of stored features, which are small; one where images are decoded
 AHEAD = 2  # blocks that wait for their turn
+PAUSE_S = 0.02
 
 
 def load_pairs(
@@ -122,6 +124,14 @@ class Feeder:
         return replace(step, tile_keys=step.tile_keys + sum(self.shards.windows.pairs[:window]))
 
 
+class Unhurried(ExecutionCallback):
+    """Has Ray Data's executor, a thread of the process that trains, pause between two looks at its tasks: while blocks
+    lie ready it would look again and again, on a core that training needs."""
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(PAUSE_S)
+
+
 @dataclass
 class Shards:
     """Training's steps from the shards of an archive; a `pairs.Feed`.
@@ -164,6 +174,7 @@ class Shards:
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
+        context.custom_execution_callback_classes = [Unhurried]
         each = STEPS_A_BLOCK if plan.crop_px is None else 1
         blocks = [
             pa.table({"number": np.arange(start, min(start + each, last + 1))})
