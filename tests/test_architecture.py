@@ -19,6 +19,7 @@ MAY_PRINT = {
         "explain.py",
         "export.py",
         "distributed/auditing.py",
+        "distributed/doctor.py",
         "distributed/verifying.py",
         "progress.py",
         "report/gather.py",

@@ -41,6 +41,10 @@ class EngineError(UrbanCrossError, RuntimeError):
     """A model's engine or server keeps failing, whatever it is asked (exit code 1)."""
 
 
+class NotReadyError(UrbanCrossError, RuntimeError):
+    """A machine, a cluster, a model or an archive lacks what work needs (exit code 1)."""
+
+
 class LeaseError(UrbanCrossError, RuntimeError):
     """Another run writes the same table (exit code 1)."""
 

@@ -4,6 +4,7 @@ from urbancross.config.adapting import METHODS, AdaptConfig, Method
 from urbancross.config.asking import (
     AuditConfig,
     DemoConfig,
+    DoctorConfig,
     ExplainConfig,
     ExportConfig,
     GalleryConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "CaptionConfig",
     "Config",
     "DemoConfig",
+    "DoctorConfig",
     "EmbedConfig",
     "EvaluateConfig",
     "ExplainConfig",

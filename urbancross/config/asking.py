@@ -149,6 +149,17 @@ class GalleryConfig(ArchiveConfig):
     """Seed of the choice of tiles."""
 
 
+class DoctorConfig(Config):
+    """Look at packages, memory, disk, Ray, its nodes, a model, an archive; say what to type where one is amiss."""
+
+    archive: str | None = None
+    """An archive to read from and to write to, by a name that is removed again."""
+    checkpoint: str = "starter"
+    """A checkpoint folder or a model name that is to be used."""
+    json_: bool = Field(default=False, alias="json")
+    """Print one JSON document instead of a table."""
+
+
 class DemoConfig(Config):
     """Run the whole road from scenes to search on two countries, and write a report.
 
