@@ -39,6 +39,10 @@ class Finding:
     do: str = ""
 
 
+def count(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
+
+
 def tried(what: str, look: Callable[[], Finding]) -> Finding:
     """A finding, or what kept us from it."""
     try:
@@ -153,6 +157,6 @@ def archive(text: str) -> Finding:
         if first is None or second is not None:
             told = "its store lets a name be created twice, so two runs could write one shard"
             return Finding(what, "amiss", told, "use a store with conditional writes (If-None-Match)")
-        return Finding(what, "ok", f"{len(tables)} tables, read and written")
+        return Finding(what, "ok", f"{count(len(tables), 'table')}, read and written")
 
     return tried(what, look)

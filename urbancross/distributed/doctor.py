@@ -15,7 +15,7 @@ from rich.table import Table
 from urbancross import doctor
 from urbancross.config import DoctorConfig
 from urbancross.distributed.session import connect
-from urbancross.doctor import GIB, Finding
+from urbancross.doctor import GIB, Finding, count
 from urbancross.errors import NotReadyError
 
 ANSWER_S = 60.0  # in which a node has to say what it is
@@ -47,9 +47,8 @@ def session() -> Finding:
     connect()
     have = ray.cluster_resources()
     objects = have.get("object_store_memory", 0) / GIB
-    told = (
-        f"{len(alive())} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, {objects:.1f} GiB for objects"
-    )
+    parts = [count(len(alive()), "node"), count(have.get("CPU", 0), "CPU"), count(have.get("GPU", 0), "GPU")]
+    told = ", ".join([*parts, f"{objects:.1f} GiB for objects"])
     return Finding("Ray", "ok", told)
 
 
@@ -94,8 +93,10 @@ def judge(what: str, here: dict[str, str], there: dict[str, str], devices: int, 
     if other:
         return Finding(what, "amiss", ", ".join(other), "give all nodes one image, or one runtime environment")
     if devices and not gpus:
-        return Finding(what, "amiss", f"{devices} GPUs, of which Ray knows none", "ray start --num-gpus, on that node")
-    return Finding(what, "ok", f"the same versions, {gpus} GPUs")
+        return Finding(
+            what, "amiss", f"{count(devices, 'GPU')}, of which Ray knows none", "ray start --num-gpus, on that node"
+        )
+    return Finding(what, "ok", f"the same versions, {count(gpus, 'GPU')}")
 
 
 def show(found: list[Finding]) -> None:
