@@ -57,6 +57,10 @@ class WorkersConfig(Config):
     """CPUs that one actor asks of Ray."""
     gpus_per_worker: NonNegativeFloat = 0
     """GPUs, or a share of one, that one actor asks of Ray."""
+    memory_gib_per_worker: NonNegativeFloat = 0
+    """Memory in GiB that one actor asks of Ray, which places it by that and does not enforce it."""
+    accelerator: str | None = None
+    """Kind of accelerator that an actor's node has to have, by Ray's name, such as A10G or H100."""
     stall_minutes: float = Field(default=30, gt=0, le=100_000)
     """End a worker that makes no step for so long; its tiles are tried again, and left out if it is them."""
 

@@ -1,4 +1,4 @@
-"""The Ray session that a verb works in: joined or started, what fits in it, how it is interrupted."""
+"""The Ray session that a verb works in: joined or started, and how it is interrupted."""
 
 import logging
 import os
@@ -11,9 +11,7 @@ from typing import Any
 import ray
 import ray.data
 
-from urbancross.config import WorkersConfig
-from urbancross.errors import ConfigError, UrbanCrossError, WorkerError
-from urbancross.progress import say
+from urbancross.errors import UrbanCrossError, WorkerError
 
 OBJECT_STORE_BYTES = 512 << 20
 
@@ -46,57 +44,6 @@ def _start() -> None:
             )
     if callable(before) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # a local Ray takes the signal for itself
-
-
-def require_resources(wanted: WorkersConfig) -> None:
-    """Refuse what a session of our own can never give: Ray would wait for it, without a word. A cluster may grow.
-
-    Raises:
-        ConfigError: more CPUs or GPUs than there are.
-    """
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    have = ray.cluster_resources()
-    for kind, flag, each in (("CPU", "cpus", wanted.cpus_per_worker), ("GPU", "gpus", wanted.gpus_per_worker)):
-        if each * wanted.workers > have.get(kind, 0):
-            raise ConfigError(
-                f"--workers {wanted.workers} with --{flag}-per-worker {each:g} want {each * wanted.workers:g} {kind}s, "
-                f"this machine offers {have.get(kind, 0):g}; lower one of them"
-            )
-
-
-def workers_that_fit(wanted: WorkersConfig, shards: int) -> tuple[int, int]:
-    """How many workers to begin with, and how many at most, with a word where it is less than was asked for.
-
-    A session of our own keeps a CPU free of workers, for Ray's own short tasks. On a cluster the rest may join later.
-
-    Raises:
-        ConfigError: not one worker fits on this machine.
-    """
-    most = min(wanted.workers, shards)
-    have = ray.cluster_resources()
-    spare = 0.0 if os.environ.get("RAY_ADDRESS") else 1.0
-    fit = int((have.get("CPU", 0) - spare) / wanted.cpus_per_worker)
-    if wanted.gpus_per_worker:
-        fit = min(fit, int(have.get("GPU", 0) / wanted.gpus_per_worker))
-    if fit >= most:
-        return most, most
-    each = _resources(wanted.cpus_per_worker, wanted.gpus_per_worker)
-    offer = _resources(have.get("CPU", 0), have.get("GPU", 0))
-    if os.environ.get("RAY_ADDRESS"):
-        say(f"note: {fit} of {most} workers fit now, {each} each; the cluster has {offer}; others join as nodes do")
-        return max(fit, 1), most
-    if fit < 1:
-        raise ConfigError(
-            f"a worker wants {each}, this machine offers {offer} and one CPU stays free; lower --cpus-per-worker "
-            "or --gpus-per-worker"
-        )
-    say(f"note: {fit} workers instead of {most}: each wants {each}, this machine offers {offer} and one CPU stays free")
-    return fit, fit
-
-
-def _resources(cpus: float, gpus: float) -> str:
-    return f"{cpus:g} CPU{'' if cpus == 1 else 's'}" + (f" and {gpus:g} GPU{'' if gpus == 1 else 's'}" if gpus else "")
 
 
 @contextmanager

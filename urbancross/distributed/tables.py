@@ -20,7 +20,8 @@ from ray.exceptions import RayError
 from urbancross import lease, runs, storage
 from urbancross.config import MakerConfig, WorkersConfig
 from urbancross.distributed.following import watched
-from urbancross.distributed.session import connect, interruptible, own_error, workers_that_fit
+from urbancross.distributed.resources import options, workers_that_fit
+from urbancross.distributed.session import connect, interruptible, own_error
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.workers import Replica, ShardWorker, StageWorker
 from urbancross.errors import BudgetError, ConfigError, SchemaError, UrbanCrossError, WorkerError
@@ -138,8 +139,7 @@ def map_shards(
         fn_constructor_args=(worker, arguments),
         batch_size=1,
         compute=ActorPoolStrategy(min_size=first, max_size=most),
-        num_cpus=config.cpus_per_worker,
-        num_gpus=config.gpus_per_worker,
+        **options(config),
     )
     try:
         for row in result.iter_rows():

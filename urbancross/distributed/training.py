@@ -23,7 +23,8 @@ from urbancross.config import MakerConfig, TrainingConfig
 from urbancross.curves import Curves
 from urbancross.distributed.features import FeatureTables
 from urbancross.distributed.following import counted
-from urbancross.distributed.session import connect, own_error, require_resources
+from urbancross.distributed.resources import asked, require_resources
+from urbancross.distributed.session import connect, own_error
 from urbancross.errors import ConfigError, WorkerError
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
@@ -193,8 +194,7 @@ def train(
                     scaling_config=ScalingConfig(
                         num_workers=config.workers,
                         use_gpu=config.gpus_per_worker > 0,
-                        resources_per_worker={"CPU": config.cpus_per_worker}
-                        | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
+                        resources_per_worker=asked(config),
                     ),
                     run_config=run,
                 ).fit()
