@@ -58,14 +58,13 @@ def alive() -> list[dict[str, Any]]:
 
 def nodes() -> list[Finding]:
     """Every node has the versions of this process, and Ray knows of its GPUs."""
-    here, found = doctor.versions(), []
-    asked = {}
+    here, found, asked = doctor.versions(), [], []
     for node in alive():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         gpus = int(node["Resources"].get("GPU", 0))
         remote = ray.remote(num_cpus=0)(look).options(scheduling_strategy=there)
-        asked[f"node {node['NodeManagerAddress']}"] = remote.remote(), gpus
-    for what, (answer, gpus) in asked.items():
+        asked.append((f"node {node['NodeManagerAddress']}", remote.remote(), gpus))
+    for what, answer, gpus in asked:
         try:
             told, devices = ray.get(answer, timeout=ANSWER_S)
         except RayError as error:
