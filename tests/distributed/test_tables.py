@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,15 +119,16 @@ def test_workers_that_would_take_every_cpu_are_fewer_and_that_is_said(archive: P
     ) == (cpus <= 5)
 
 
-def test_workers_that_ask_for_memory_find_it(archive: Path):
-    line = run("segment", archive=str(archive), engine="grid", workers=1, memory_gib_per_worker=0.05)
+def test_workers_that_ask_for_memory_find_it_and_for_what_is_not_there_do_not_wait(archive: Path, tmp_path: Path):
+    home = str(shutil.copytree(archive, tmp_path / "a", ignore=shutil.ignore_patterns("segments@*")))
+    for kind in ({"memory_gib_per_worker": 99_999}, {"accelerator": "H100"}):
+        with pytest.raises(ConfigError, match="a worker wants 1 CPU and .*, this machine offers .*; lower"):
+            run("segment", archive=home, engine="grid", max_area=1.0, workers=1, **kind)
+    line = run("segment", archive=home, engine="grid", max_area=1.0, workers=1, memory_gib_per_worker=0.05)
     assert line == "read 30 = written 28 + done before 0 + skipped 2 + failed 0"
 
 
 def test_what_this_machine_can_never_give_is_refused_rather_than_waited_for(archive: Path):
-    for kind in ({"memory_gib_per_worker": 99_999}, {"accelerator": "H100"}):
-        with pytest.raises(ConfigError, match="a worker wants 1 CPU and .*, this machine offers .*; lower"):
-            run("segment", archive=str(archive), engine="grid", workers=1, **kind)
     with pytest.raises(ConfigError, match="a worker wants 1 CPU and 1 GPU, this machine offers"):
         run("embed", archive=str(archive), checkpoint="starter", workers=1, gpus_per_worker=1)
     assert not storage.shards(archive / "embeddings@starter")
