@@ -61,9 +61,9 @@ def test_steps_through_ray_data_are_those_from_memory(captioned_set: Path, tmp_p
         found = list(shards.steps(plan, 2, 11, 1, 2))
         assert len(found) == 10
         assert all(map(same, found, memory.steps(plan, 2, 11, 1, 2)))
-    feed = shards.steps(learning, 1, 200, 0, 1)
+    feed = shards.steps(replace(learning, size=10, image_px=640, crop_px=640), 1, 500, 0, 1)  # more than Ray may hold
     next(feed)
-    time.sleep(1)  # the next blocks are made meanwhile
+    time.sleep(5)  # the next blocks are made meanwhile
     began = time.process_time()
     time.sleep(2)
     assert time.process_time() - began < 1  # Ray Data's executor rests while nobody wants more
