@@ -7,7 +7,8 @@ import pytest
 
 from urbancross import cli, doctor, storage
 from urbancross.distributed.doctor import judge
-from urbancross.doctor import GIB, Finding
+from urbancross.doctor import Finding
+from urbancross.progress import GIB
 
 
 def test_the_packages_of_this_environment_are_what_urbancross_asks_for():

@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from urbancross import storage
 from urbancross.errors import UrbanCrossError
 from urbancross.models import checkpoints
+from urbancross.progress import GIB, count
 
-GIB = 1 << 30
 SHM, CGROUP = Path("/dev/shm"), Path("/sys/fs/cgroup/memory.max")
 RAY_SHARE = 0.3  # of its memory, which Ray wants for objects on a node of a cluster
 FEWEST_MEMORY, FEWEST_DISK = 4 * GIB, 2 * GIB
@@ -37,10 +37,6 @@ class Finding:
     state: Literal["ok", "note", "amiss"]
     told: str
     do: str = ""
-
-
-def count(number: float, what: str) -> str:
-    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 def tried(what: str, look: Callable[[], Finding]) -> Finding:

@@ -12,6 +12,13 @@ SECONDS_BETWEEN_LINES = 10.0
 
 _bars: list[Progress] = []  # those on the terminal now
 
+GIB = 1 << 30  # bytes
+
+
+def count(number: float, what: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
+
 
 def say(line: str) -> None:
     """One line for the user on stderr, above the bar if there is one."""

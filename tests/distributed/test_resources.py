@@ -4,8 +4,9 @@ import pytest
 
 from urbancross.config import WorkersConfig
 from urbancross.distributed import resources
-from urbancross.distributed.resources import GIB, asked, options, require_resources, workers_that_fit
+from urbancross.distributed.resources import asked, options, require_resources, workers_that_fit
 from urbancross.errors import ConfigError
+from urbancross.progress import GIB
 
 CLUSTER = {"CPU": 17, "GPU": 4, "memory": 64 * GIB, "accelerator_type:A10G": 2, "node:x": 1}
 SAM = WorkersConfig(cpus_per_worker=2, gpus_per_worker=0.5, memory_gib_per_worker=12, accelerator="A10G", workers=8)

@@ -15,8 +15,9 @@ from rich.table import Table
 from urbancross import doctor
 from urbancross.config import DoctorConfig
 from urbancross.distributed.session import connect
-from urbancross.doctor import GIB, Finding, count
+from urbancross.doctor import Finding
 from urbancross.errors import NotReadyError
+from urbancross.progress import GIB, count
 
 ANSWER_S = 60.0  # in which a node has to say what it is
 COLOURS = {"ok": "green", "note": "yellow", "amiss": "red"}

@@ -7,9 +7,8 @@ import ray
 
 from urbancross.config import WorkersConfig
 from urbancross.errors import ConfigError
-from urbancross.progress import say
+from urbancross.progress import GIB, count, say
 
-GIB = 1 << 30
 TRACE = 0.001  # of a node's kind of accelerator: names the node, takes nothing of it
 FLAGS = {"CPU": "--cpus-per-worker", "GPU": "--gpus-per-worker", "memory": "--memory-gib-per-worker"}
 
@@ -84,5 +83,5 @@ def _words(resources: dict[str, float]) -> str:
         elif kind.startswith("accelerator_type:"):
             told.append(f"{'an' if amount else 'no'} accelerator {kind.partition(':')[2]}")
         else:
-            told.append(f"{amount:g} {kind}{'' if amount == 1 else 's'}")
+            told.append(count(amount, kind))
     return " and ".join(told)
