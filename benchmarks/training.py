@@ -3,8 +3,8 @@
     python benchmarks/training.py --out FOLDER [--tiles 512] [--batch 64] [--epochs 2] [--rounds 5]
 
 Runs `pretrain --train image` with one and with two workers, one thread each, over an archive of drawn tiles, and a loop
-written by hand that takes the same steps over crops and features that lie in memory, in one process with one thread; in
-turn, so that a noisy machine is noisy to all. Counts pairs per second between the first and the last step of the image
+written by hand that takes the same steps over crops and features that lie in memory, in one process with one thread,
+with memory taken in the same way (`session.MEMORY`) and without; in turn, so that a noisy machine is noisy to all. Counts pairs per second between the first and the last step of the image
 stage, so that starting Ray and loading weights are left out, and what part of that time waits for data.
 """
 
@@ -35,13 +35,17 @@ def main() -> None:
     if told.plain:
         print(json.dumps(plain(told)))
         return
+    from urbancross.distributed.session import MEMORY
+
     home = Path(told.out).absolute()
     archive = drawn(home, told.tiles)
-    rates: dict[str, list[float]] = {"loop": [], "one worker": [], "two workers": []}
+    rates: dict[str, list[float]] = {"loop, small pages": [], "loop": [], "one worker": [], "two workers": []}
     waits: list[float] = []
     for number in range(told.rounds):
         command = [sys.executable, __file__, *sys.argv[1:], "--plain"]
-        rates["loop"].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["rate"])
+        for name, memory in (("loop, small pages", {}), ("loop", MEMORY)):
+            told_by = subprocess.run(command, env=os.environ | memory, check=True, capture_output=True)
+            rates[name].append(json.loads(told_by.stdout)["rate"])
         for workers, name in ((1, "one worker"), (2, "two workers")):
             found = trained(home, archive, workers, told)
             rates[name].append(found["rate"])

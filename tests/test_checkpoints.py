@@ -1,5 +1,6 @@
 """Models by name and by folder: the right weights, whole, or one line that says why not."""
 
+import copy
 import resource
 import shutil
 from pathlib import Path
@@ -276,6 +277,32 @@ def test_a_tag_that_was_trained_with_quick_gelu_is_rebuilt_with_it(tmp_path: Pat
     rebuilt = checkpoints._build(checkpoints.Model(name, name, None, tmp_path, "", ""), dropout=0.0, seed=0)
     assert any(type(module).__name__ == "QuickGELU" for module in rebuilt.towers.modules())
     assert not any(isinstance(module, torch.nn.GELU) for module in rebuilt.towers.modules())
+
+
+def test_with_eight_views_a_tile_and_its_turns_and_flips_are_one_tile(encoder: DualEncoder, tmp_path: Path):
+    tile = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+    tile[:90, 40:200] //= 4  # it has an up
+    turns = [tile, np.rot90(tile), np.rot90(tile, 2)[:, ::-1]]
+    one = encoder.encode_images(turns)
+    assert abs(one[0] - one[1]).max() > 1e-3
+    many = copy.deepcopy(encoder)
+    many.views.fill_(8)
+    checkpoints.save(many, tmp_path, "starter", None, {}, {})
+    again = checkpoints.load(checkpoints.resolve(str(tmp_path)))
+    seen = again.encode_images(turns)
+    np.testing.assert_allclose(seen[1:], seen[[0, 0]], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(seen, axis=1), 1, atol=1e-5)
+    every = [side for flip in (tile, tile[:, ::-1]) for side in (np.rot90(flip, k) for k in range(4))]
+    mean = encoder.encode_images(every).mean(axis=0)
+    np.testing.assert_allclose(seen[0], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_a_checkpoint_from_before_views_sees_each_tile_once(saved: Path, tmp_path: Path):
+    folder = shutil.copytree(saved, tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    del weights["views"]
+    save_file(weights, folder / "model.safetensors")
+    assert checkpoints.load(checkpoints.resolve(str(folder))).views == 1
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -172,3 +172,17 @@ def test_crops_are_parts_of_their_tile_from_all_over_it():
         )
         corners.add((int(row.min()), int(column.min())))
     assert corners == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_crops_by_scale_show_between_that_share_of_the_tile_and_all_of_it():
+    place = np.stack([np.full((64, 64), 7), *np.mgrid[:64, :64]], axis=-1).astype(np.uint8)
+    data = Pairs(*(torch.zeros(1),) * 6, encoded=[encode(place)])
+    g = torch.Generator().manual_seed(0)
+    crops = data.pixels(torch.zeros(200, dtype=torch.int64), 64, 32, g, scale=0.25)
+    assert crops.shape == (200, 3, 32, 32)
+    shown = (crops[:, 1].float().amax((1, 2)) - crops[:, 1].float().amin((1, 2)) + 1) / 64  # share of a side
+    assert 0.45 < shown.min() < 0.55
+    assert shown.max() > 0.95
+    assert (shown**2).mean() == pytest.approx(0.625, abs=0.05)  # areas are uniform
+    whole = data.pixels(torch.zeros(20, dtype=torch.int64), 64, 32, g, scale=1.0)
+    assert len({crop.numpy().tobytes() for crop in whole[:, :1]}) == 1

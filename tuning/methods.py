@@ -1,15 +1,18 @@
 """Every method of adaptation beside no adaptation at all, over seeds: what each is worth, with intervals.
 
-    python tuning/methods.py --source A --target B --out FOLDER [--seeds 0 1 2] [--methods dann] [-- --steps 300]
+    python tuning/methods.py --source A --target B --out FOLDER [--seeds 0 1 2] [--methods dann "dann --pace root"]
+        [-- --steps 300]
 
 Both archives have to hold features, as `urbancross pretrain` makes them. For each seed heads are pretrained on the
-source, then carried to the target by each method; what follows `--` goes to `adapt` as it stands. All are measured on
-the target's tiles of split `valid` by both protocols, and by land cover. Gains are relative to the pretrained heads,
-paired by seed and tile; `oracle gap` is the share of the way from them to `oracle`. Prints tables in Markdown and
-writes FOLDER/methods.json; what is in FOLDER already is not done again.
+source, then carried to the target by each method, with flags of its own or without; what follows `--` goes to every
+`adapt` as it stands. All are measured on the target's tiles of split `valid` by both protocols, and by land cover.
+Gains are relative to the pretrained heads, paired by seed and tile; `oracle gap` is the share of the way from them to
+`oracle`. Prints tables in Markdown and writes FOLDER/methods.json; what is in FOLDER already is not done again.
 """
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +41,13 @@ def main() -> None:
         parser.add_argument(f"--{flag}", required=True)
     parser.add_argument("--captions", default="given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", type=known, default=list(METHODS))
     told, more = parser.parse_known_args()
     flags = [flag for flag in more if flag != "--"]
     source, target = (pairs_of(archive, told.captions) for archive in (told.source, told.target))
     home = Path(told.out)
     home.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[Embeddings]] = {}
-    on_source: dict[str, list[float]] = {}
-    for seed in told.seeds:
-        for method in track([BEFORE, *told.methods], f"seed {seed}"):
-            kept = home / f"{method}-{seed}.npz"
-            if not kept.is_file():
-                encoder = pretrained(source["train"], seed, home)
-                if method != BEFORE:
-                    given = ["--checkpoint", "c", "--source", "s", "--target", "t", "--out", "o", "--method", method]
-                    config = from_command_line(AdaptConfig, [*given, "--seed", str(seed), *flags], "adapt")
-                    adaptation.adapt(
-                        encoder, source["train"], target["train"], config, training.ALONE, lambda event: None
-                    )
-                v, u = embedded(encoder, target["valid"])
-                mr = 100 * recall(embedded(encoder, source["valid"]), source["valid"])
-                np.savez(kept, v=v, u=u, source_mr=mr)
-            with np.load(kept) as told_by:
-                found.setdefault(method, []).append((told_by["v"], told_by["u"]))
-                on_source.setdefault(method, []).append(float(told_by["source_mr"]))
+    found, on_source = measured(source, target, told.methods, told.seeds, flags, home)
     results = {protocol: compared(found, target["valid"], protocol) for protocol in PROTOCOLS}
     apart = gaps.proxy_a_distance(source["train"].images.numpy(), target["train"].images.numpy())
     covers = covers_of(told.target, told.captions)
@@ -96,6 +81,51 @@ def main() -> None:
     print("|---" * (len(names) + 1) + "|")
     for method, row in by_cover.items():
         print(f"| {method} | " + " | ".join(f"{100 * row[name]:.1f}" for name in names) + " |")
+
+
+def known(told: str) -> str:
+    """A method, or one with flags of its own."""
+    if told.split()[0] not in METHODS:
+        raise argparse.ArgumentTypeError(f"{told}: no such method; one of {', '.join(METHODS)}")
+    return told
+
+
+def measured(
+    source: dict[str, Pairs],
+    target: dict[str, Pairs],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    flags: Sequence[str],
+    home: Path,
+) -> tuple[dict[str, list[Embeddings]], dict[str, list[float]]]:
+    """What each method makes of the target's tiles and texts of split valid, and its mR on the source's, in %.
+
+    Args:
+        source, target: pairs by split.
+        flags: for every method.
+        home: where each run is kept; what is there already is not done again.
+    """
+    found: dict[str, list[Embeddings]] = {}
+    on_source: dict[str, list[float]] = {}
+    for seed in seeds:
+        for method in track([BEFORE, *methods], f"seed {seed}"):
+            kept = home / f"{method.replace(' ', '_')}-{seed}.npz"
+            if not kept.is_file():
+                encoder = pretrained(source["train"], seed, home)
+                if method != BEFORE:
+                    places = ["--checkpoint", "c", "--source", "s", "--target", "t", "--out", "o"]
+                    given = [*places, "--method", *shlex.split(method), "--seed", str(seed), *flags]
+                    config = from_command_line(AdaptConfig, given, "adapt")
+                    adaptation.adapt(
+                        encoder, source["train"], target["train"], config, training.ALONE, lambda event: None
+                    )
+                v, u = embedded(encoder, target["valid"])
+                mr = 100 * recall(embedded(encoder, source["valid"]), source["valid"])
+                np.savez(kept, v=v, u=u, source_mr=mr)
+            with np.load(kept) as told_by:
+                found.setdefault(method, []).append((told_by["v"], told_by["u"]))
+                on_source.setdefault(method, []).append(float(told_by["source_mr"]))
+    return found, on_source
 
 
 def pairs_of(archive: str, captions: str, max_segments: int = 0) -> dict[str, Pairs]:

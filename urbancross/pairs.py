@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from urbancross.errors import ConfigError
-from urbancross.models.dual_encoder import square
+from urbancross.models.dual_encoder import square, turned
 from urbancross.resuming import drawn
 from urbancross.tiles import decode
 
@@ -47,6 +47,7 @@ class Plan:
         seed: decides order, captions and crops.
         captions: C, captions of each tile.
         image_px, crop_px: side of tiles, and of the random crops that a tower sees; None where it is frozen.
+        crop_scale: least share of a tile's area that a crop shows, sized to `crop_px`; None: crops keep their scale.
         tokenizer: of a text tower that learns; None where it is frozen.
     """
 
@@ -55,6 +56,7 @@ class Plan:
     captions: int = 1
     image_px: int = 0
     crop_px: int | None = None
+    crop_scale: float | None = None
     tokenizer: Callable[[list[str]], Tensor] | None = None
 
 
@@ -187,7 +189,7 @@ class Pairs:
             has_segment=self.present[tiles].any(dim=1),
             images=self.images[part.rows]
             if plan.crop_px is None
-            else self.pixels(part.rows, plan.image_px, plan.crop_px, crops),
+            else self.pixels(part.rows, plan.image_px, plan.crop_px, crops, plan.crop_scale),
             texts=self.texts[part.captions] if plan.tokenizer is None else self.tokens(part.captions, plan.tokenizer),
             segments=self.segments[part.rows],
             present=self.present[part.rows],
@@ -198,21 +200,27 @@ class Pairs:
         assert self.written is not None
         return tokenizer([self.written[row] for row in captions.flatten().tolist()]).unflatten(0, captions.shape)
 
-    def pixels(self, rows: Tensor, image_px: int, crop_px: int, generator: torch.Generator) -> Tensor:
-        """Random crops of the tiles in one of the eight rotations and flips: `[B, 3, crop, crop]` uint8."""
+    def pixels(
+        self, rows: Tensor, image_px: int, crop_px: int, generator: torch.Generator, scale: float | None = None
+    ) -> Tensor:
+        """Random crops of the tiles in one of the eight turns and flips: `[B, 3, crop, crop]` uint8.
+
+        Args:
+            scale: least share of a tile's area that a crop shows, sized to `crop_px`; None: crops keep their scale.
+        """
         assert self.encoded is not None
         crop_px = min(crop_px, image_px)
-        offsets = torch.randint(0, image_px - crop_px + 1, (len(rows), 2), generator=generator).tolist()
-        turn, flip = (
-            int(torch.randint(0, 4, (), generator=generator)),
-            bool(torch.randint(0, 2, (), generator=generator)),
-        )
+        sides = torch.full((len(rows),), crop_px)
+        if scale is not None:
+            shares = scale + (1 - scale) * torch.rand(len(rows), generator=generator)
+            sides = (image_px * shares.sqrt()).round().long().clamp(min=1)
+        offsets = (torch.rand(len(rows), 2, generator=generator) * (image_px - sides[:, None] + 1)).long().tolist()
+        nth = int(torch.randint(0, 8, (), generator=generator))
         crops = [
-            square(decode(self.encoded[row]), image_px)[y : y + crop_px, x : x + crop_px]
-            for row, (y, x) in zip(rows.tolist(), offsets, strict=True)
+            square(square(decode(self.encoded[row]), image_px)[y : y + side, x : x + side], crop_px)
+            for row, side, (y, x) in zip(rows.tolist(), sides.tolist(), offsets, strict=True)
         ]
-        pixels = torch.rot90(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), turn, (2, 3))
-        return pixels.flip(3) if flip else pixels
+        return turned(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), nth)
 
 
 @lru_cache(maxsize=4)

@@ -109,7 +109,8 @@ def pretrain(
                 return encoder.token_features(tokens).float()
 
         see = torch.compile(tower) if config.compile else tower
-        plan = replace(plan, size=config.image_batch, image_px=encoder.image_px, crop_px=config.crop_px)
+        crops = {"crop_px": config.crop_px, "crop_scale": config.crop_scale}
+        plan = replace(plan, size=config.image_batch, image_px=encoder.image_px, **crops)
         read: Callable[[Tensor], Tensor] = there
         if config.train == "both":
             groups.append({"params": encoder.unlock_text_tower(), "lr": config.text_lr})
@@ -124,6 +125,7 @@ def pretrain(
         learn("image", config.epochs, plan, groups, lambda pixels: in_chunks(see, pixels, config.chunk), read)
     if not feed.with_segments or config.segment_encoder == "shared":
         encoder.see_segments_as_tiles()
+    encoder.views.fill_(config.views)
     encoder.eval()
 
 

@@ -92,6 +92,9 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """While towers learn: compile the image tower with torch.compile first, which pays from some hundred steps on."""
     crop_px: PositiveInt = 192
     """Side of the random crop that the image tower learns from."""
+    crop_scale: float | None = Field(default=None, gt=0, le=1)
+    """Least share of a tile's area that such a crop shows, drawn up to all of it and sized to --crop-px; default: crops
+    keep the tile's scale."""
     head_lr: PositiveFloat = 1e-3
     """Highest learning rate of the heads (one cycle)."""
     tower_lr: PositiveFloat = 3e-4
@@ -100,6 +103,9 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """With `--train both`: highest learning rate of the text tower (one cycle)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout in the heads."""
+    views: Literal[1, 2, 4, 8] = 1
+    """Of how many of its turns and flips the embedding of a tile is the mean, wherever the checkpoint embeds; each
+    costs a forward pass. A satellite tile has no up."""
 
 
 class EvaluateConfig(ArchiveConfig, WorkersConfig):

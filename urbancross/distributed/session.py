@@ -15,6 +15,15 @@ from urbancross.errors import UrbanCrossError, WorkerError
 
 OBJECT_STORE_BYTES = 512 << 20
 
+MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+"""How workers take memory from glibc: what a step of training frees is kept for the next one, where it would go back to
+the kernel and come again page by page; on one arena, since Ray trains on a thread that would have another. See
+`benchmarks/training.py` for what it is worth."""
+
 
 def connect() -> None:
     """Use the session there is, join the cluster of `RAY_ADDRESS` (set by `ray job submit`), or start a local one."""
@@ -37,6 +46,8 @@ def _start() -> None:
             ray.init(**quiet)
         else:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+            for name, value in MEMORY.items():
+                os.environ.setdefault(name, value)
             # Two logical CPUs more than cores: Ray's own short tasks must find one while actors hold the rest.
             cpus = (os.cpu_count() or 1) + 2
             ray.init(

@@ -152,8 +152,9 @@ def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0)
         try:
             if storage.read_json(folder / DESCRIPTION, "checkpoint").get("segment_tower"):
                 encoder.keep_segment_tower()
-            centres = {name: zero for name, zero in encoder.state_dict().items() if name.endswith(".centre")}
-            encoder.load_state_dict(centres | load_file(folder / WEIGHTS))  # older ones have none
+            # Older ones lack what a model does not learn by steps; it is as it always was.
+            later = {name: kept for name, kept in encoder.state_dict().items() if name.endswith((".centre", "views"))}
+            encoder.load_state_dict(later | load_file(folder / WEIGHTS))
         except (SafetensorError, RuntimeError, OSError) as error:
             first = str(error).splitlines()[0]
             raise CheckpointError(f"{folder / WEIGHTS} cannot be loaded ({first}); copy it again") from error

@@ -57,6 +57,7 @@ class DualEncoder(nn.Module):
 
     Attributes:
         width: D, the width of the shared space.
+        views: int64, of how many of its eight turns and flips (see `turned`) the embedding of a tile is the mean.
         image_width, text_width: F, the widths of the towers' features.
         image_px: side of the square that the image tower takes.
         plain: settings of an open_clip model, see `models.plain`; None for others.
@@ -82,6 +83,8 @@ class DualEncoder(nn.Module):
         self.tokenizer = tokenizer  # called as open_clip's are: texts, context_length -> [B, L]
         self.heads = nn.ModuleDict(heads)  # image, text, segment
         self.scale = nn.Parameter(torch.tensor(20.0).log())  # log of the inverse temperature
+        self.views: Tensor
+        self.register_buffer("views", torch.tensor(1))
         self.image_px, self.image_width, self.text_width, self.width = image_px, image_width, text_width, width
         self.mean, self.std = tuple(mean), tuple(std)
         self.segment_tower: Any = None  # of its own, where the image tower has moved on
@@ -171,7 +174,11 @@ class DualEncoder(nn.Module):
     def _encode(self, head: str, images: Sequence[np.ndarray]) -> np.ndarray:
         pixels = torch.from_numpy(np.stack([square(image, self.image_px) for image in images]))
         see = self.segment_features if head == "segment" else self.image_features
-        return self.heads[head](see(pixels.permute(0, 3, 1, 2))).float().cpu().numpy()
+        pixels = pixels.permute(0, 3, 1, 2)
+        views = int(self.views) if head == "image" else 1
+        seen = sum(self.heads[head](see(turned(pixels, nth))).float() for nth in range(views))
+        assert isinstance(seen, Tensor)
+        return (functional.normalize(seen, dim=-1) if views > 1 else seen).cpu().numpy()
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch: int = 128) -> np.ndarray:
@@ -188,6 +195,13 @@ class DualEncoder(nn.Module):
         if not parts:
             return torch.empty(0, self.text_width, device=self.device)
         return torch.cat(parts)[[row[text] for text in texts]]
+
+
+def turned(pixels: Tensor, nth: int) -> Tensor:
+    """`[..., S, S]` in the `nth` of the eight turns and flips of a square: 0 as it is, 1 to 3 turned by as many right
+    angles, 4 to 7 likewise and mirrored."""
+    pixels = torch.rot90(pixels, nth % 4, (-2, -1))
+    return pixels.flip(-1) if nth >= 4 else pixels
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:
