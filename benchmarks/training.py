@@ -4,8 +4,9 @@
 
 Runs `pretrain --train image` with one and with two workers, one thread each, over an archive of drawn tiles, and a loop
 written by hand that takes the same steps over crops and features that lie in memory, in one process with one thread,
-with memory taken in the same way (`session.MEMORY`) and without; in turn, so that a noisy machine is noisy to all. Counts pairs per second between the first and the last step of the image
-stage, so that starting Ray and loading weights are left out, and what part of that time waits for data.
+once with glibc's memory as workers have it (`session.MEMORY`) and once as it comes; in turn, so that a noisy machine is
+noisy to all. Counts pairs per second between the first and the last step of the image stage, so that starting Ray and
+loading weights are left out, and what part of that time waits for data.
 """
 
 import argparse
@@ -39,11 +40,11 @@ def main() -> None:
 
     home = Path(told.out).absolute()
     archive = drawn(home, told.tiles)
-    rates: dict[str, list[float]] = {"loop, small pages": [], "loop": [], "one worker": [], "two workers": []}
+    rates: dict[str, list[float]] = {"loop, memory as it comes": [], "loop": [], "one worker": [], "two workers": []}
     waits: list[float] = []
     for number in range(told.rounds):
         command = [sys.executable, __file__, *sys.argv[1:], "--plain"]
-        for name, memory in (("loop, small pages", {}), ("loop", MEMORY)):
+        for name, memory in (("loop, memory as it comes", {}), ("loop", MEMORY)):
             told_by = subprocess.run(command, env=os.environ | memory, check=True, capture_output=True)
             rates[name].append(json.loads(told_by.stdout)["rate"])
         for workers, name in ((1, "one worker"), (2, "two workers")):

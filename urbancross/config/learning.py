@@ -103,8 +103,8 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     """With `--train both`: highest learning rate of the text tower (one cycle)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout in the heads."""
-    views: Literal[1, 2, 4, 8] = 1
-    """Of how many of its turns and flips the embedding of a tile is the mean, wherever the checkpoint embeds; each
+    views: int = Field(default=1, ge=1, le=8)
+    """Of how many of its eight turns and flips the embedding of a tile is the mean, wherever the checkpoint embeds; each
     costs a forward pass. A satellite tile has no up."""
 
 
