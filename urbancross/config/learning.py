@@ -104,8 +104,8 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout in the heads."""
     views: int = Field(default=1, ge=1, le=8)
-    """Of how many of its eight turns and flips the embedding of a tile is the mean, wherever the checkpoint embeds; each
-    costs a forward pass. A satellite tile has no up."""
+    """Of how many of its eight turns and flips the embedding of a tile is the mean, wherever the checkpoint embeds, for
+    a tile has no up; each costs a forward pass."""
 
 
 class EvaluateConfig(ArchiveConfig, WorkersConfig):
