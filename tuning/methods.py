@@ -6,8 +6,9 @@
 Both archives have to hold features, as `urbancross pretrain` makes them. For each seed heads are pretrained on the
 source, then carried to the target by each method, with flags of its own or without; what follows `--` goes to every
 `adapt` as it stands. All are measured on the target's tiles of split `valid` by both protocols, and by land cover.
-Gains are relative to the pretrained heads, paired by seed and tile; `oracle gap` is the share of the way from them to
-`oracle`. Prints tables in Markdown and writes FOLDER/methods.json; what is in FOLDER already is not done again.
+Gains are relative to the pretrained heads, or to the method that `--against` names, paired by seed and tile; `oracle
+gap` is the share of the way from there to `oracle`. Prints tables in Markdown and writes FOLDER/methods.json; what is
+in FOLDER already is not done again.
 """
 
 import argparse
@@ -42,13 +43,14 @@ def main() -> None:
     parser.add_argument("--captions", default="given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", type=known, default=list(METHODS))
+    parser.add_argument("--against", default=BEFORE, help="what gains are relative to: one of --methods")
     told, more = parser.parse_known_args()
     flags = [flag for flag in more if flag != "--"]
     source, target = (pairs_of(archive, told.captions) for archive in (told.source, told.target))
     home = Path(told.out)
     home.mkdir(parents=True, exist_ok=True)
     found, on_source = measured(source, target, told.methods, told.seeds, flags, home)
-    results = {protocol: compared(found, target["valid"], protocol) for protocol in PROTOCOLS}
+    results = {protocol: compared(found, target["valid"], protocol, told.against) for protocol in PROTOCOLS}
     apart = gaps.proxy_a_distance(source["train"].images.numpy(), target["train"].images.numpy())
     covers = covers_of(told.target, told.captions)
     by_cover = {method: recall_by_cover(runs, target["valid"], covers) for method, runs in found.items()}

@@ -17,7 +17,7 @@ OBJECT_STORE_BYTES = 512 << 20
 
 MEMORY = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(128 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
 """How workers take memory from glibc: what a step of training frees is kept for the next one, where it would go back to
