@@ -54,6 +54,21 @@ def test_a_balanced_plan_gives_everyone_their_share_and_follows_the_scores():
     )
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 21, 22, 100])
+def test_a_plan_is_that_of_scaling_among_logarithms_round_by_round_also_where_scores_lie_far_apart(rounds: int):
+    g = torch.Generator().manual_seed(1)
+    scores, text_share = 2 * torch.rand(12, 9, generator=g) - 1, torch.rand(9, generator=g)
+    scores[:, 3] = -1.0  # nobody's text
+    scores[:, 5] = 1.0  # a hub
+    tile_share, text_share = torch.full((12,), 1 / 12), text_share / text_share.sum()
+    kernel, columns = scores.double() / 0.02, torch.zeros(9, dtype=torch.float64)
+    for _ in range(rounds):
+        f = tile_share.log() - torch.logsumexp(kernel + columns, dim=1)
+        columns = text_share.log() - torch.logsumexp(kernel + f[:, None], dim=0)
+    wanted = (kernel + f[:, None] + columns).exp().float()
+    torch.testing.assert_close(balanced(scores, tile_share, text_share, 0.02, rounds), wanted, rtol=2e-3, atol=1e-7)
+
+
 def test_a_hub_that_every_tile_likes_best_does_not_take_them_all():
     scores = torch.eye(4) * 0.2
     scores[:, 0] += 0.5  # text 0 is the nearest of every tile

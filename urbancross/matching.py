@@ -16,6 +16,7 @@ from urbancross.errors import ConfigError
 from urbancross.pairs import Batch, Pairs
 
 BLOCK = 4096  # rows of a similarity matrix that are held at once
+AMONG_LOGS = 20  # rounds of scaling from one that is done among logarithms, where nothing underflows, to the next
 
 
 def neighbours(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -73,10 +74,8 @@ def _averaged(rows: Tensor, near: Tensor, weights: Tensor) -> Tensor:
     """Each row's weighted mean of its neighbours: [N, M]; rows without neighbours stay."""
     if not near.shape[1]:
         return rows
-    mean = torch.zeros_like(rows)
-    for nth in range(near.shape[1]):  # [N, count, M] at once would be large
-        mean += weights[:, nth, None] * rows[near[:, nth]]
-    return mean
+    # Never holds [N, count, M]; rows that do not lie together take thirty times as long.
+    return F.embedding_bag(near, rows.contiguous(), mode="sum", per_sample_weights=weights)
 
 
 def balanced(scores: Tensor, tile_share: Tensor, text_share: Tensor, temperature: float, rounds: int = 100) -> Tensor:
@@ -96,10 +95,16 @@ def balanced(scores: Tensor, tile_share: Tensor, text_share: Tensor, temperature
     """
     kernel = scores / temperature
     rows, columns = tile_share.log(), text_share.log()
-    g = torch.zeros_like(columns)
-    for _ in range(rounds):
+    f = rows - torch.logsumexp(kernel, dim=1)
+    g = columns - torch.logsumexp(kernel + f[:, None], dim=0)
+    for first in range(1, rounds, AMONG_LOGS):
         f = rows - torch.logsumexp(kernel + g, dim=1)
-        g = columns - torch.logsumexp(kernel + f[:, None], dim=0)
+        plan = (kernel + f[:, None] + g).exp()
+        a, b = torch.ones_like(f), text_share / plan.sum(dim=0)
+        for _ in range(min(AMONG_LOGS, rounds - first) - 1):  # products alone: many times faster
+            a = tile_share / (plan @ b)
+            b = text_share / (a @ plan)
+        f, g = f + a.log(), g + b.log()
     return (kernel + f[:, None] + g).exp()
 
 
