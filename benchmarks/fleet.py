@@ -1,6 +1,6 @@
 """What do 256 GPUs make of 10^8 tiles, when spot nodes are taken away meanwhile? A simulation, event by event.
 
-    python benchmarks/fleet.py [--gpus 256] [--gpus-per-node 8] [--rate 1 5 500] [--kills 0 0.05 0.2] [--shard-tiles 2048]
+    python benchmarks/fleet.py [--gpus 256] [--gpus-per-node 8] [--rate 1 5 500] [--kills 0 0.05 0.2] [--runs 5]
 
 A GPU takes the next shard, works on it at its rate, and waits `--gap-s` until the next one, as `simulated_gpus.py` and
 `plan` measure it. A node that is taken away takes its GPUs' shards with it, as if nothing had been done, and comes back
