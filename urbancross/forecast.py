@@ -134,7 +134,7 @@ class Knob:
 
 def forecast(
     probe: Probe,
-    shards: Sequence[int],
+    shards: Sequence[int] | np.ndarray,
     gpus_per_worker: float,
     price: Price,
     seed: int,
@@ -160,15 +160,19 @@ def forecast(
     shard_s = float(np.median([batch.create_s for batch in every])) + hand_over_s(probe)
     made_s = (transform + encode).sum(1) / tiles.sum(1)  # [DRAWS], a tile
     spread_s = (transform + encode).std(1)  # [DRAWS], of a batch
-    rows = np.array(shards, float)  # [shards]
+    rows = np.asarray(shards, float)  # [shards]
     in_shard = np.ceil(rows / max(tiles.mean(), 1)).clip(1)  # batches
     start_s, end_s = start_of(probe, float(made_s.mean())), closing_s(probe)
-    seconds, busy = np.empty(DRAWS), np.empty(DRAWS)
-    for draw in range(DRAWS):
-        noise = drawn.standard_normal(len(rows)) * spread_s[draw] * np.sqrt(in_shard)
-        each = np.maximum(rows * (made_s[draw] + read_tile_s) + shard_s + noise, 0)
-        busy[draw] = each.sum()
-        seconds[draw] = probe.connect_s + start_s + makespan(each, workers) + end_s
+    spans = np.empty(DRAWS)
+    if len(rows) > MOST_SCHEDULED:
+        noise = drawn.standard_normal(DRAWS) * spread_s * np.sqrt(in_shard.sum())
+        whole = rows.sum() * (made_s + read_tile_s) + len(rows) * shard_s + noise
+        spans = whole / workers + whole / len(rows) / 2  # at the end the average worker waits for half a shard
+    else:
+        for draw in range(DRAWS):
+            noise = drawn.standard_normal(len(rows)) * spread_s[draw] * np.sqrt(in_shard)
+            spans[draw] = makespan(rows * (made_s[draw] + read_tile_s) + shard_s + noise, workers)
+    seconds = probe.connect_s + start_s + spans + end_s
     wall = Range.of(seconds)
     gpu_hours = wall * (workers * gpus_per_worker / 3600)
     per_hour = price.dollars_per_hour + price.dollars_per_gpu_hour * workers * gpus_per_worker
@@ -234,10 +238,6 @@ def makespan(durations: np.ndarray, workers: int) -> float:
     Args:
         durations: seconds of each.
     """
-    if not len(durations):
-        return 0.0
-    if len(durations) > MOST_SCHEDULED:
-        return float(durations.sum() / workers + durations.mean() / 2)
     free = [0.0] * workers
     for seconds in durations:
         heapq.heapreplace(free, free[0] + float(seconds))

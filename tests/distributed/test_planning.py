@@ -59,69 +59,76 @@ def test_each_engine_has_its_dearest_settings_tried_at_another_value():
     assert planning.knobs_of(CaptionConfig(archive="a", captions_per_tile=1)) == []
 
 
+@pytest.fixture(scope="module")
+def archive(captioned_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("plan") / "archive"
+    call("ingest", source=str(captioned_set), archive=str(home), domain="here", shard_tiles=7)
+    return home
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-class TestOnAnArchive:
-    @pytest.fixture(scope="class")
-    def archive(self, captioned_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        home = tmp_path_factory.mktemp("plan") / "archive"
-        call("ingest", source=str(captioned_set), archive=str(home), domain="here", shard_tiles=7)
-        return home
+def test_nothing_is_published_and_the_run_is_held_to_what_was_said(archive: Path, capsys: pytest.CaptureFixture[str]):
+    before = contents(archive)
+    balance = call("plan", archive=str(archive), stage=["segment --engine grid --max-area 1 --workers 2"])
+    assert balance.balances
+    assert contents(archive) == before
+    assert not [name for name in storage.names(archive / "runs") if name.startswith(".")]
+    (told,) = newest(archive, "plan", "forecast")["forecasts"]
+    assert (told["table"], told["tiles"], told["shards"], told["workers"]) == ("segments@grid", 30, 5, 2)
+    assert 0 < told["seconds"]["p50"] <= told["seconds"]["p90"]
+    assert told["size_bytes"]["p50"] > 0
+    assert "segments@grid costs most: 100 % of the time" in capsys.readouterr().out
+    call("segment", archive=str(archive), engine="grid", max_area=1.0, workers=2)
+    score = newest(archive, "segment", "forecast_score")
+    assert score["forecast_s"] == pytest.approx(told["seconds"]["p50"])
+    assert score["error"] == pytest.approx(score["took_s"] / score["forecast_s"] - 1)
+    assert f"segments@grid: forecast {told['seconds']['p50']:.3g} s, took " in capsys.readouterr().err
 
-    def test_nothing_is_published_and_the_run_is_held_to_what_was_said(
-        self, archive: Path, capsys: pytest.CaptureFixture[str]
-    ):
-        before = contents(archive)
-        balance = call("plan", archive=str(archive), stage=["segment --engine grid --max-area 1 --workers 2"])
-        assert balance.balances
-        assert contents(archive) == before
-        assert not [name for name in storage.names(archive / "runs") if name.startswith(".")]
-        (told,) = newest(archive, "plan", "forecast")["forecasts"]
-        assert (told["table"], told["tiles"], told["shards"], told["workers"]) == ("segments@grid", 30, 5, 2)
-        assert 0 < told["seconds"]["p50"] <= told["seconds"]["p90"]
-        assert told["size_bytes"]["p50"] > 0
-        assert "segments@grid costs most: 100 % of the time" in capsys.readouterr().out
-        call("segment", archive=str(archive), engine="grid", max_area=1.0, workers=2)
-        score = newest(archive, "segment", "forecast_score")
-        assert score["forecast_s"] == pytest.approx(told["seconds"]["p50"])
-        assert score["error"] == pytest.approx(score["took_s"] / score["forecast_s"] - 1)
-        assert f"segments@grid: forecast {told['seconds']['p50']:.3g} s, took " in capsys.readouterr().err
 
-    def test_a_run_with_other_settings_is_not_held_to_it(self, archive: Path):
-        call("plan", archive=str(archive), stage=["segment --engine grid --max-area 1 --name other"], knobs=False)
-        call("segment", archive=str(archive), engine="grid", max_area=0.9, name="other")
-        assert "forecast_score.json" not in storage.names(archive / "runs" / last(archive, "segment"))
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_with_other_settings_is_not_held_to_it(archive: Path):
+    call("plan", archive=str(archive), stage=["segment --engine grid --max-area 1 --name other"], knobs=False)
+    call("segment", archive=str(archive), engine="grid", max_area=0.9, name="other")
+    assert "forecast_score.json" not in storage.names(archive / "runs" / last(archive, "segment"))
 
-    def test_an_unfinished_table_is_forecast_with_the_settings_it_was_begun_with(self, archive: Path, capsys: Any):
-        call("segment", archive=str(archive), engine="grid", max_area=1.0, workers=1, max_segments=3, name="begun")
-        (archive / "segments@begun" / "part-00002.parquet").unlink()
-        call("plan", archive=str(archive), knobs=False, json=True, tiles=10**8, workers=256)
-        told = json.loads(capsys.readouterr().out)
-        begun = next(found for found in told["forecasts"] if found["table"] == "segments@begun")
-        assert begun["assumed"]
-        assert (begun["tiles"], begun["workers"]) == (10**8, 256)
-        assert begun["shards"] == -(-(10**8) // 7)
-        assert {found["table"] for found in told["forecasts"]} == {"segments@begun", "embeddings@starter"}
 
-    @pytest.mark.parametrize(
-        ("flags", "line"),
-        [
-            (["--stage", "search boats"], "search makes no table of one archive; one of ingest, geotag"),
-            (["--stage", "segment --engine nonsense"], 'plan: --stage "segment": --engine: Input should be'),
-            (["--stage", "caption --engine template"], "has no table geotags; make it with: urbancross geotag"),
-            (["--stage", "embed 'x"], "No closing quotation"),
-            (["--tiles", "0"], "--tiles: Input should be greater than 0"),
-        ],
-    )
-    def test_what_cannot_be_forecast_ends_in_one_line(
-        self, archive: Path, flags: list[str], line: str, capsys: pytest.CaptureFixture[str]
-    ):
-        with pytest.raises(SystemExit) as ended:
-            cli.main("plan", ["--archive", str(archive), *flags])
-        assert ended.value.code == 2
-        told = capsys.readouterr().err.splitlines()
-        assert len(told) == 1
-        assert line in told[0]
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_an_unfinished_table_is_forecast_with_the_settings_it_was_begun_with(archive: Path, capsys: Any):
+    call("segment", archive=str(archive), engine="grid", max_area=1.0, workers=1, max_segments=3, name="begun")
+    (archive / "segments@begun" / "part-00002.parquet").unlink()
+    call("plan", archive=str(archive), knobs=False, json=True, tiles=10**8, workers=256)
+    told = json.loads(capsys.readouterr().out)
+    begun = next(found for found in told["forecasts"] if found["table"] == "segments@begun")
+    assert begun["assumed"]
+    assert (begun["tiles"], begun["workers"]) == (10**8, 256)
+    assert begun["shards"] == -(-(10**8) // 7)
+    assert {found["table"] for found in told["forecasts"]} == {"segments@begun", "embeddings@starter"}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--stage", "search boats"], "search makes no table of one archive; one of ingest, geotag"),
+        (["--stage", "segment --engine nonsense"], 'plan: --stage "segment": --engine: Input should be'),
+        (["--stage", "caption --engine template"], "has no table geotags; make it with: urbancross geotag"),
+        (["--stage", "embed 'x"], "No closing quotation"),
+        (["--tiles", "0"], "--tiles: Input should be greater than 0"),
+    ],
+)
+def test_what_cannot_be_forecast_ends_in_one_line(
+    archive: Path, flags: list[str], line: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        cli.main("plan", ["--archive", str(archive), *flags])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert line in told[0]
 
 
 def call(verb: str, **told: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import ray
 from rich.console import Console
 from rich.markup import escape
@@ -178,10 +179,10 @@ def foretell(archive: Place, one: Asked, config: PlanConfig, connect_s: float) -
         connect_s,
         config.seed,
     )
-    shards = list(one.rows.values())
+    shards = np.array(list(one.rows.values()))
     if config.tiles is not None:
-        whole, rest = divmod(config.tiles, max(shards))
-        shards = [max(shards)] * whole + ([rest] if rest else [])
+        whole, rest = divmod(config.tiles, int(shards.max()))
+        shards = np.append(np.full(whole, shards.max()), [rest] * (rest > 0))
     found = forecast.forecast(
         tried,
         shards,
