@@ -96,16 +96,21 @@ def test_a_run_with_other_settings_is_not_held_to_it(archive: Path):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_an_unfinished_table_is_forecast_with_the_settings_it_was_begun_with(archive: Path, capsys: Any):
+def test_an_unfinished_table_is_forecast_with_what_it_was_begun_with_and_a_missing_one_by_default(
+    archive: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    asked = {"embeddings": ("tiles", "segment --engine grid --name unasked"), "captions": ("tiles", "caption")}
+    monkeypatch.setattr(planning, "UNASKED", asked)  # captions came with the set
     call("segment", archive=str(archive), engine="grid", max_area=1.0, workers=1, max_segments=3, name="begun")
     (archive / "segments@begun" / "part-00002.parquet").unlink()
+    capsys.readouterr()
     call("plan", archive=str(archive), knobs=False, json=True, tiles=10**8, workers=256)
     told = json.loads(capsys.readouterr().out)
     begun = next(found for found in told["forecasts"] if found["table"] == "segments@begun")
     assert begun["assumed"]
     assert (begun["tiles"], begun["workers"]) == (10**8, 256)
     assert begun["shards"] == -(-(10**8) // 7)
-    assert {found["table"] for found in told["forecasts"]} == {"segments@begun", "embeddings@starter"}
+    assert [found["table"] for found in told["forecasts"]] == ["segments@begun", "segments@unasked"]
 
 
 @pytest.mark.ray
