@@ -129,8 +129,8 @@ def judged(
         for (before, shard), (after, other) in pairwise(own):
             if start <= before <= stop:
                 gaps[shard == other].append(1000 * (after - before - batch_s))
-    cpu = used(samples, start, stop)
     return {
+        "driver_mib": max((told["driver MiB"] for _, told in samples), default=0),
         "actors": len(by),
         "wanted": actors,
         "batches": len(naps),
@@ -140,7 +140,7 @@ def judged(
         "batch_gap_ms": median(gaps[True]),
         "shard_gap_ms": median(gaps[False]),
         "shard_gap_p95_ms": quantiles(gaps[False], n=20)[-1],
-        "cpu": cpu,
+        "cpu": used(samples, start, stop),
     }
 
 
@@ -150,7 +150,7 @@ def used(samples: list[tuple[float, Counter[str]]], start: float, stop: float) -
     if len(inside) < 2:
         return {}
     (begin, before), (end, after) = inside[0], inside[-1]
-    return {role: 100 * (after[role] - before[role]) / (end - begin) for role in sorted(after)}
+    return {role: 100 * (after[role] - before[role]) / (end - begin) for role in sorted(after) if "MiB" not in role}
 
 
 def sample(driver: int, ended: threading.Event, samples: list[tuple[float, Counter[str]]]) -> None:
@@ -159,6 +159,7 @@ def sample(driver: int, ended: threading.Event, samples: list[tuple[float, Count
         try:
             whole = psutil.Process(driver)
             told["driver"] += cpu_s(whole)
+            told["driver MiB"] = int(whole.memory_info().rss / 2**20)
             for child in whole.children(recursive=True):
                 told[role_of(child)] += cpu_s(child)
         except psutil.NoSuchProcess:
@@ -189,7 +190,7 @@ def page(results: list[dict[str, Any]], told: argparse.Namespace) -> str:
         f"actor, {told.image_bytes:,} bytes a tile, batches of {told.batch_tiles} tiles and {told.batch_ms} ms.\n",
         f"```\npython benchmarks/simulated_gpus.py {' '.join(sys.argv[1:])}\n```\n",
         "| actors | busy, % | bar | whole, % | between batches, ms | between shards, ms (95 %) | driver, % of a core | "
-        "watch | raylet, gcs | workers | machine |\n|" + "---|" * 11,
+        "driver, MiB | watch | raylet, gcs | workers | machine |\n|" + "---|" * 12,
     ]
     for found in results:
         cpu_of = Counter(found["cpu"])
@@ -197,8 +198,8 @@ def page(results: list[dict[str, Any]], told: argparse.Namespace) -> str:
         lines.append(
             f"| {found['actors']} | {100 * found['busy']:.1f} | {kept} | {100 * found['whole']:.1f} | "
             f"{found['batch_gap_ms']:.1f} | {found['shard_gap_ms']:.0f} ({found['shard_gap_p95_ms']:.0f}) | "
-            f"{cpu_of['driver']:.0f} | {cpu_of['watch']:.0f} | {cpu_of['raylet'] + cpu_of['gcs']:.0f} | "
-            f"{cpu_of['workers']:.0f} | {cpu_of['machine']:.0f} |"
+            f"{cpu_of['driver']:.0f} | {found['driver_mib']} | {cpu_of['watch']:.0f} | "
+            f"{cpu_of['raylet'] + cpu_of['gcs']:.0f} | {cpu_of['workers']:.0f} | {cpu_of['machine']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
