@@ -163,7 +163,8 @@ class DoctorConfig(Config):
 class PlanConfig(ArchiveConfig):
     """Forecast hours, GPU-hours, dollars and GB of stages from some of their tiles, and say what costs most.
 
-    Nothing is published. A run of the same stage says afterwards how the forecast came true.
+    Nothing is published; the balance counts the tiles that were tried. A run of the same stage says afterwards how the
+    forecast came true.
     """
 
     stage: list[str] | None = None

@@ -144,6 +144,7 @@ def probe(
                 counts = count_failures(told["failures"])
                 made = {name: counts[name] for name in ("written", "skipped", "failed")}
                 balance += Balance(read=told["batch"].tiles, **made)
+        closed = time.time()
     finally:
         ray.kill(gate)
         storage.remove_folder(scratch)
@@ -151,12 +152,12 @@ def probe(
         raise WorkerError(f"{stage.output}: its workers died at every batch; try it on a few tiles first")
     if lost:
         say(f"{stage.output}: workers died at {lost} of {len(names)} batches; the forecast holds nothing of that")
-    return Probe(tuple(batches), workers, connect_s, began, time.time()), balance
+    return Probe(tuple(batches), workers, connect_s, began, closed), balance
 
 
 def shard_and_rows(name: str) -> tuple[str, int, int]:
     """A shard and a range of its rows, end-exclusive; a number behind them tells equal ones apart."""
-    shard, start, stop, *_ = name.split()
+    shard, start, stop, _ = name.rsplit(" ", 3)
     return shard, int(start), int(stop)
 
 
