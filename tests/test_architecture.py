@@ -20,6 +20,7 @@ MAY_PRINT = {
         "export.py",
         "distributed/auditing.py",
         "distributed/doctor.py",
+        "distributed/planning.py",
         "distributed/verifying.py",
         "progress.py",
         "report/gather.py",

@@ -42,6 +42,7 @@ VERBS = {
     "export": Verb(settings.ExportConfig, "urbancross.export:run"),
     "gallery": Verb(settings.GalleryConfig, "urbancross.report.gallery:run"),
     "report": Verb(settings.ReportConfig, "urbancross.report.gather:run"),
+    "plan": Verb(settings.PlanConfig, "urbancross.distributed.planning:run"),
     "doctor": Verb(settings.DoctorConfig, "urbancross.distributed.doctor:run"),
     "demo": Verb(settings.DemoConfig, "urbancross.demo:run"),
 }

@@ -117,6 +117,22 @@ def balances(home: Place) -> list[dict[str, Any]]:
     return found
 
 
+def forecast_of(home: Place, table: str, maker: str) -> dict[str, Any] | None:
+    """The newest forecast of a table that `plan` left below `home`; None where there is none for what makes it now.
+
+    Args:
+        maker: digest of the settings and sources that make the table.
+    """
+    for name in reversed(storage.names(home / "runs")):
+        if name.endswith("-plan"):
+            for told in (storage.json_or_none(home / "runs" / name / "forecast.json", "run") or {}).get(
+                "forecasts", []
+            ):
+                if told["table"] == table and told["maker"] == maker and not told["assumed"]:
+                    return told
+    return None
+
+
 def event_lines(events: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(event) + "\n" for event in events).encode()
 

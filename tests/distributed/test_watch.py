@@ -72,6 +72,25 @@ def test_ten_deaths_without_a_batch_in_between_stop_the_stage_and_one_batch_star
     assert watch.start("another", "b").stop is not None
 
 
+def test_a_node_that_goes_with_many_workers_stops_nothing_and_workers_that_all_die_again_do():
+    watch = Watch()
+    for worker in range(32):
+        watch.start(f"shard {worker}", f"worker {worker}")
+    for worker in range(16):  # two actors on each of eight GPUs
+        assert watch.start(f"shard {worker}", "another").stop is None
+    for worker in range(16, 32):
+        assert watch.start(f"shard {worker}", "another").stop is None
+    assert "workers died 33 times" in (watch.start("shard 0", "yet another").stop or "")
+
+
+def test_many_workers_report_less_often_each():
+    watch = Watch()
+    assert watch.start("shard 0", "w").report_s == 0.25
+    told = [watch.start(f"shard {number}", "w").report_s for number in range(1, 256)]
+    assert told[30] == 0.32
+    assert told[-1] == 2.56
+
+
 def test_progress_counts_finished_shards_and_those_at_work_once():
     watch = Watch()
     watch.start("a", "w")

@@ -3,7 +3,7 @@
 import os
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from urbancross.config.base import ArchiveConfig, Config, Split, StageConfig, Variant, WorkersConfig
@@ -156,6 +156,36 @@ class DoctorConfig(Config):
     """An archive to read from and to write to, by a name that is removed again."""
     checkpoint: str = "starter"
     """A checkpoint folder or a model name that is to be used."""
+    json_: bool = Field(default=False, alias="json")
+    """Print one JSON document instead of a table."""
+
+
+class PlanConfig(ArchiveConfig):
+    """Forecast hours, GPU-hours, dollars and GB of stages from some of their tiles, and say what costs most.
+
+    Nothing is published; the balance counts the tiles that were tried. A run of the same stage says afterwards how the
+    forecast came true.
+    """
+
+    stage: list[str] | None = None
+    """A verb and its flags in quotes, such as "embed --checkpoint adapted --workers 4"; said again for each. Default:
+    tables that are unfinished; and captions from geo-tags, segments and embeddings where the archive has none."""
+    sample: PositiveInt = 384
+    """Tiles to try of every stage, at least three batches for every worker."""
+    minutes: PositiveFloat = 10
+    """How long to try one stage; every worker makes two batches all the same."""
+    tiles: PositiveInt | None = None
+    """Forecast for an archive of so many tiles like these; default: those that are still to be made."""
+    workers: PositiveInt | None = None
+    """Forecast for so many workers, each as fast as those here; default: those that the stage will have here."""
+    dollars_per_hour: NonNegativeFloat = 0
+    """What the machines cost an hour, all together."""
+    dollars_per_gpu_hour: NonNegativeFloat = 0
+    """What a GPU costs an hour."""
+    knobs: bool = True
+    """Try the stage that costs most with its dearest settings lower, too."""
+    seed: int = 0
+    """Seed of the choice of tiles, and of the resamples behind P50 and P90."""
     json_: bool = Field(default=False, alias="json")
     """Print one JSON document instead of a table."""
 

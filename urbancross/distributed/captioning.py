@@ -211,11 +211,17 @@ def resolve(model: str, config: CaptionConfig) -> tuple[str, str]:
     return str(folder.absolute()), storage.digest_text("\n".join(told))
 
 
-def run(config: CaptionConfig) -> Balance:
+def settled(config: CaptionConfig) -> CaptionConfig:
+    """What a run asks of Ray, where that was not said."""
     if config.engine == "vllm" and "workers" not in config.model_fields_set:
         config = config.model_copy(update={"workers": 1})  # an engine fills a GPU, and a laptop
     if config.tensor_parallel > 1 and not config.gpus_per_worker and not spreads_over_nodes(config):
         config = config.model_copy(update={"gpus_per_worker": config.tensor_parallel})
+    return config
+
+
+def run(config: CaptionConfig) -> Balance:
+    config = settled(config)
     archive = storage.archive(config.archive)
     tables.require_shards(archive, "geotags" if config.engine == "template" else "tiles")
     (stage,) = stages(config, archive)

@@ -27,11 +27,11 @@ STAGES: dict[type[settings.WorkersConfig], Callable[[Any, Place], Iterable[Stage
 VARIANTS = {"captions": "captions", "target_captions": "captions", "segments": "segments", "ranks": "ranks"}
 
 
-def stage_of(archive: Place, table: str) -> Stage:
-    """The stage that made a table, built anew from the same settings.
+def config_of(archive: Place, table: str) -> Any:
+    """The settings of the run that made a table.
 
     Raises:
-        ConfigError: there is no such table, it does not say what made it, or what made it is gone.
+        ConfigError: there is no such table, or it does not say what made it.
     """
     require_shards(archive, table)
     if table == "plan":
@@ -56,10 +56,19 @@ def stage_of(archive: Place, table: str) -> Stage:
             elif flag == "segments" and issubclass(kind, settings.TrainingConfig):
                 told[flag] = "none"
     try:
-        made = STAGES[kind](kind(**told), archive)
+        return kind(**told)
     except ValidationError as error:
         raise ConfigError(f"{archive / table} was made with settings of another version: {error}") from None
-    for stage in made:
+
+
+def stage_of(archive: Place, table: str) -> Stage:
+    """The stage that made a table, built anew from the same settings.
+
+    Raises:
+        ConfigError: there is no such table, it does not say what made it, or what made it is gone.
+    """
+    config = config_of(archive, table)
+    for stage in STAGES[type(config)](config, archive):
         if stage.output == table:
             return stage
     raise ConfigError(f"{archive / table}: its settings no longer lead to this table; remove it and make it again")

@@ -25,10 +25,11 @@ from urbancross.distributed.session import connect, interruptible, own_error
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.workers import Replica, ShardWorker, StageWorker
 from urbancross.errors import BudgetError, ConfigError, SchemaError, UrbanCrossError, WorkerError
+from urbancross.forecast import score, score_in_words
 from urbancross.progress import say
 from urbancross.runs import Balance
 from urbancross.storage import Place
-from urbancross.tables import MAKER, ROWS, check_source, claimed, differs, row_counts
+from urbancross.tables import MAKER, ROWS, check_source, claimed, differs, digest_of_maker, row_counts
 
 SETTLE_S = 2.0  # `ray job stop` kills three seconds after it asks
 
@@ -43,6 +44,7 @@ def run_stage(archive: Place, stage: Stage, config: MakerConfig) -> Balance:
         BudgetError: more tiles failed than `--max-failed` allows.
         WorkerError: workers keep dying, or nothing moves.
     """
+    began = time.monotonic()
     maker, table, first = stage.maker(archive), archive / stage.output, next(iter(stage.sources))
     names = storage.shards(archive / first)
     for source, columns in stage.sources.items():
@@ -62,7 +64,24 @@ def run_stage(archive: Place, stage: Stage, config: MakerConfig) -> Balance:
         raise SchemaError(
             f"{archive / 'plan' / ROWS} does not fit the shards of {first}; remove it: the shards say their rows, too"
         )
+    made = beside_forecast(archive, stage.output, maker, sum(todo.values()), time.monotonic() - began, made)
     return Balance(read=sum(rows.values()), done_before=sum(rows.values()) - sum(todo.values())) + made
+
+
+def beside_forecast(
+    archive: Place, table: str, maker: dict[str, Any], tiles: int, took_s: float, made: Balance
+) -> Balance:
+    """Say how the newest forecast of this table came true, if there is one, and keep that with the balance."""
+    try:
+        told = runs.forecast_of(archive, table, digest_of_maker(maker))
+    except UrbanCrossError as error:  # the work is done; it does not fail by this
+        say(f"note: no forecast to compare with: {error}")
+        return made
+    found = score(told, tiles, took_s) if told is not None else None
+    if found is None:
+        return made
+    say(f"{table}: {score_in_words(found)}")
+    return made.with_files(forecast_score={"table": table, **found})
 
 
 def work_through(

@@ -10,7 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 DEATHS_ALONE = 2  # bad luck may strike once
-DEATHS_WITHOUT_PROGRESS = 10  # then it is not the tiles
+DEATHS_WITHOUT_PROGRESS = 10  # then it is not the tiles; more where one node may take more workers with it
+REPORTS_PER_S = 100  # of all workers together: each costs this process, and theirs, half a millisecond
+REPORT_S = 0.25  # between those of one worker, at least
 
 DIED = "failed:its worker died each time it was tried"
 HUNG = "failed:no progress within --stall-minutes each time it was tried"
@@ -38,12 +40,14 @@ class Orders:
         suspects: row ranges to try first, one by one.
         condemned: rows to leave out, with their failure.
         stop: why nothing more is to be done.
+        report_s: how long to wait from one report to the next.
     """
 
     careful: bool = False
     suspects: tuple[tuple[int, int], ...] = ()
     condemned: dict[int, str] = field(default_factory=dict)
     stop: str | None = None
+    report_s: float = REPORT_S
 
 
 class Watch:
@@ -89,13 +93,14 @@ class Watch:
             self._blame(name, shard, hung is not None)
         self.on_the_way.discard(name)
         shard.worker, shard.at, shard.since, shard.done = worker, None, self.heard, 0
-        if self.deaths_in_a_row >= DEATHS_WITHOUT_PROGRESS:
+        if self.deaths_in_a_row >= max(DEATHS_WITHOUT_PROGRESS, len(self.shards) + 1):  # each once, and one again
             self.stopping = (
                 f"workers died {self.deaths_in_a_row} times without getting through one batch, last on {name}; "
                 "out of memory? lower --workers or --batch-tiles"
             )
             return Orders(stop=self.stopping)
-        return Orders(died, tuple(shard.suspects), dict(shard.condemned))
+        report_s = max(REPORT_S, len(self.shards) / REPORTS_PER_S)
+        return Orders(died, tuple(shard.suspects), dict(shard.condemned), report_s=report_s)
 
     def _blame(self, name: str, shard: Shard, hung: bool) -> None:
         self.deaths_in_a_row += 1

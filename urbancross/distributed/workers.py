@@ -27,8 +27,6 @@ from urbancross.storage import Place
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_REPORTS = 0.25
-
 
 class ShardWorker(Protocol):
     """Works on one shard of an archive after the other."""
@@ -125,7 +123,7 @@ class StageWorker:
             self.guard.went_on()
             if orders.careful:
                 ray.get(self.watch.went_on.remote(self.full(name), done, (start, stop)))
-            elif time.monotonic() - told > SECONDS_BETWEEN_REPORTS:
+            elif time.monotonic() - told > orders.report_s:
                 self.watch.went_on.remote(self.full(name), done)
                 told = time.monotonic()
             hit("worker.batch")
