@@ -174,15 +174,29 @@ def make_features(
     A finished table of more segments in the same order serves too: its first ones are the same.
     """
     stage = features_stage(archive, model, config, captions, segments)
-    names: FeatureTables = stage.arguments["tables"]
-    if names.segments is not None and not storage.shards(archive / stage.output):
-        there = set(storage.tables(archive, "features"))
-        for slots in range(names.max_segments + 1, MOST_SLOTS + 1):
-            larger = features_name(model, replace(names, max_segments=slots), stage.arguments["choice"])
-            if larger in there and storage.shards(archive / larger) == storage.shards(archive / "tiles"):
-                return replace(names, features=larger)
+    if (larger := serves(archive, model, stage)) is not None:
+        return larger
     run_stage(archive, stage, config)
+    names: FeatureTables = stage.arguments["tables"]
     return names
+
+
+def serves(archive: Place, model: checkpoints.Model, stage: Stage) -> FeatureTables | None:
+    """The finished table of more segments that spares the work of a stage that has not begun; None where none does."""
+    names: FeatureTables = stage.arguments["tables"]
+    if names.segments is None or storage.shards(archive / stage.output):
+        return None
+    there = set(storage.tables(archive, "features"))
+    for slots in range(names.max_segments + 1, MOST_SLOTS + 1):
+        larger = features_name(model, replace(names, max_segments=slots), stage.arguments["choice"])
+        if larger in there and is_whole(archive, larger):
+            return replace(names, features=larger)
+    return None
+
+
+def is_whole(archive: Place, table: str) -> bool:
+    """Whether a table has every shard of the archive's tiles."""
+    return storage.shards(archive / table) == storage.shards(archive / "tiles")
 
 
 def stages(config: PretrainConfig | AdaptConfig, archive: Place) -> Iterator[Stage]:
