@@ -58,29 +58,24 @@ def setting_panel(
         axes.set_xticks(at, [short(level.at) for level in found])
     if before is not None:
         axes.axhline(scale * before, color=GREY, linestyle="--", linewidth=1)
-        axes.text(
-            1,
-            scale * before,
-            "before ",
-            transform=axes.get_yaxis_transform(),
-            color=GREY,
-            ha="right",
-            va="bottom",
-            fontsize=8,
-        )
+        right: Any = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        axes.text(1, scale * before, "before ", color=GREY, fontsize=8, **right)
     if chosen is not None and chosen.outcome is not None and dimension.name in chosen.point:
         x = at[[level.at for level in found].index(chosen.point[dimension.name])]
-        axes.plot([x], [scale * chosen.outcome.value(objective)], "o", mfc="none", mec=ORANGE, mew=2, ms=11)
+        _ring(axes, x, scale * chosen.outcome.value(objective))
     name = NAMES.get(dimension.name, dimension.name.replace("_", " "))
     axes.set(xlabel=name, ylabel=TITLES[objective])
     said = "; ".join(
         f"{short(level.at)}: {scale * level.mean:.4g} ({scale * level.low:.4g} to {scale * level.high:.4g})"
         for level in found[:MOST_VALUES]
     )
-    alt = f"{TITLES[objective]} by {name}: {said}"
-    return Panel(
-        f"{TITLES[objective].split(',')[0]} by {name}", "", inline_svg(figure, f"{objective}-{dimension.name}", alt)
-    )
+    title = f"{TITLES[objective].split(',')[0]} by {name}"
+    return Panel(title, "", inline_svg(figure, f"{objective}-{dimension.name}", f"{title}: {said}"))
+
+
+def _ring(axes: Axes, x: float, y: float, label: str | None = None) -> None:
+    """Where the chosen trial is."""
+    axes.plot([x], [y], "o", mfc="none", mec=ORANGE, mew=2, ms=11, label=label)
 
 
 def binned(at: list[float], found: Sequence[Level], by_log: bool) -> tuple[list[float], list[float]]:
@@ -99,28 +94,21 @@ def binned(at: list[float], found: Sequence[Level], by_log: bool) -> tuple[list[
 
 
 def together_panel(space: Sequence[Dimension], trials: Sequence[Trial], objective: str, chosen: Trial | None) -> Panel:
-    """Parallel coordinates: a line a trial through its settings, mR and agreement; the best by the objective are dark."""
+    """Parallel coordinates: a line a trial through its settings, mR and agreement; dark is good by the objective."""
     names = [dimension.name for dimension in space]
     done = [trial for trial in trials if trial.is_done]
     ranked = sorted(done, key=lambda trial: trial.outcome.value(objective) if trial.outcome else -math.inf)
     figure, axes = blank_figure(height_inch=3.6, width_inch=10.4)
     ends = ["recall", "agreement"] if objective == "agreement" else ["agreement", "recall"]
-    rows = [
-        [*(_place(dim, trial, done) for dim in space), *(_share(trial, done, end) for end in ends)] for trial in ranked
-    ]
+    rows = [[*(_place(dim, trial) for dim in space), *(_share(trial, done, end) for end in ends)] for trial in ranked]
     colours = colormaps["viridis_r"](np.linspace(0.05, 1, max(len(rows), 1)))
     for row, trial, colour in zip(rows, ranked, colours, strict=True):
-        is_chosen = chosen is not None and trial.key == chosen.key
-        axes.plot(
-            range(len(row)),
-            row,
-            color=ORANGE if is_chosen else colour,
-            lw=3 if is_chosen else 1.2,
-            alpha=1 if is_chosen else 0.75,
-            zorder=3 if is_chosen else 2,
-        )
+        if chosen is not None and trial.key == chosen.key:
+            axes.plot(row, color=ORANGE, lw=3, zorder=3)
+        else:
+            axes.plot(row, color=colour, lw=1.2, alpha=0.75, zorder=2)
     for i, dim in enumerate(space):
-        _scale(axes, i, _ticks(dim, done))
+        _scale(axes, i, _ticks(dim))
     for i, end in enumerate(ends, start=len(space)):
         values = sorted(SCALES[end] * t.outcome.value(end) for t in done if t.outcome)
         _scale(axes, i, [(0.0, f"{values[0]:.4g}"), (1.0, f"{values[-1]:.4g}")])
@@ -130,13 +118,12 @@ def together_panel(space: Sequence[Dimension], trials: Sequence[Trial], objectiv
         axes.spines[side].set_visible(False)
     axes.grid(visible=False)
     alt = f"Parallel coordinates of {len(done)} trials over {', '.join(names)}, mR and agreement"
-    detail = (
-        f"dark: high {TITLES[objective].split(',')[0]}; orange: the chosen trial; below an axis: it means nothing there"
-    )
+    good = TITLES[objective].split(",")[0]
+    detail = f"dark: high {good}; orange: the chosen trial; below an axis: the setting means nothing there"
     return Panel("All settings of each trial", detail, inline_svg(figure, "together", alt))
 
 
-def _place(dimension: Dimension, trial: Trial, done: Sequence[Trial]) -> float:
+def _place(dimension: Dimension, trial: Trial) -> float:
     """Where a trial crosses the axis of a setting: 0 to 1, or below for one without it."""
     if dimension.name not in trial.point:
         return -0.1
@@ -155,7 +142,7 @@ def _share(trial: Trial, done: Sequence[Trial], name: str) -> float:
     return (own - min(values)) / ((max(values) - min(values)) or 1)
 
 
-def _ticks(dimension: Dimension, done: Sequence[Trial]) -> list[tuple[float, str]]:
+def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     if dimension.kind == "choice":
         return [(i / max(len(dimension.choices) - 1, 1), short(choice)) for i, choice in enumerate(dimension.choices)]
     return [(0.0, short(dimension.low)), (1.0, short(dimension.high))]
@@ -164,17 +151,8 @@ def _ticks(dimension: Dimension, done: Sequence[Trial]) -> list[tuple[float, str
 def _scale(axes: Axes, at: int, ticks: Sequence[tuple[float, str]]) -> None:
     axes.plot([at, at], [0, 1], color="#9aa3ad", lw=1, zorder=1)
     for y, text in ticks:
-        axes.text(
-            at + 0.03,
-            y,
-            text,
-            fontsize=8,
-            color=GREY,
-            va="center",
-            ha="left",
-            zorder=4,
-            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
-        )
+        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
+        axes.text(at + 0.03, y, text, fontsize=8, color=GREY, va="center", ha="left", zorder=4, bbox=box)
 
 
 def front_panel(trials: Sequence[Trial], objective: str, cost: str, chosen: Trial | None) -> Panel | None:
@@ -193,7 +171,7 @@ def front_panel(trials: Sequence[Trial], objective: str, cost: str, chosen: Tria
     axes.step(*points(best), where="post", color=COLOURS[objective], lw=1.4)
     axes.plot(*points(best), "D", color=COLOURS[objective], ms=5, label="front")
     if chosen is not None:
-        axes.plot(*points([chosen]), "o", mfc="none", mec=ORANGE, mew=2, ms=11, label="chosen")
+        _ring(axes, points([chosen])[0][0], points([chosen])[1][0], "chosen")
     axes.set(xlabel=COSTS[cost], ylabel=TITLES[objective])
     axes.set_xlim(left=0)
     axes.legend(loc="lower right", frameon=False)
@@ -208,21 +186,12 @@ def both_panel(trials: Sequence[Trial], chosen: Trial | None) -> Panel | None:
     if len(done) < 3:
         return None
     figure, axes = blank_figure(height_inch=2.9)
-    axes.plot(
-        [o.value("agreement") for o in done], [100 * o.value("recall") for o in done], "o", color=BLUE, alpha=0.5, ms=5
-    )
+    x, y = ([outcome.value(name) for outcome in done] for name in ("agreement", "recall"))
+    axes.plot(x, [100 * value for value in y], "o", color=BLUE, alpha=0.5, ms=5)
     if chosen is not None and chosen.outcome is not None:
-        axes.plot(
-            [chosen.outcome.value("agreement")],
-            [100 * chosen.outcome.value("recall")],
-            "o",
-            mfc="none",
-            mec=ORANGE,
-            mew=2,
-            ms=11,
-        )
+        _ring(axes, chosen.outcome.value("agreement"), 100 * chosen.outcome.value("recall"))
     axes.set(xlabel="agreement", ylabel="mR, %")
-    rho = rank_correlation([o.value("agreement") for o in done], [o.value("recall") for o in done])
+    rho = rank_correlation(x, y)
     detail = f"Spearman's rank correlation {rho:+.2f} over {len(done)} trials"
     return Panel("mR by agreement", detail, inline_svg(figure, "both", f"mR by agreement; {detail}"))
 
