@@ -66,8 +66,8 @@ def test_a_sweep_chooses_among_its_trials_and_one_that_cannot_work_does_not_end_
     assert {record["reason"] for record in by_state["failed"]} == {
         "--negative target-tile means nothing without --loss triplet; give it, or leave it out"
     }
-    # one features table an archive serves both counts of segments
-    assert [len(storage.tables(home / name, "features")) for name in ("source", "target")] == [2, 1]
+    # pretraining's table of four segments serves three, and none
+    assert [len(storage.tables(home / name, "features")) for name in ("source", "target")] == [1, 1]
     (checkpoint,) = (path for path in (out / outcomes.TRIALS).iterdir() if path.is_dir())
     verdict = json.loads((checkpoint / "verdict.json").read_text())
     assert verdict["after"] == best["agreement"]

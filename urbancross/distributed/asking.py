@@ -34,7 +34,9 @@ class Sweep:
     Attributes:
         round: how often Ray Tune was begun anew, such as for a larger budget; each has a folder of its state.
         ended: whether that round came to its end.
-        spent_s: seconds of earlier drivers.
+        earlier_s: seconds of earlier drivers.
+        keys: names of settings, by number.
+        again: points that were told and are to be tried once more.
     """
 
     config: TuneConfig
@@ -45,6 +47,7 @@ class Sweep:
     earlier_s: float = 0.0
     began: float = field(default_factory=time.monotonic)
     keys: dict[int, str] = field(default_factory=dict)
+    again: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, config: TuneConfig, home: Path) -> "Sweep":
@@ -60,18 +63,17 @@ class Sweep:
         self.round, self.ended, self.earlier_s = told["round"], told["ended"], told["seconds"]
         self.search.restore(told["history"])
         if self.config.retry_failed:
-            self.forget_failed()
-
-    def forget_failed(self) -> None:
-        again = {trial.number for trial in self.trials() if trial.outcome and trial.outcome.state == "failed"}
-        for number in again:
-            storage.remove(self.home / outcomes.TRIALS / f"{self.key(number)}.json")
-        self.search.history = [event for event in self.search.history if event.get("told") not in again]
-        self.ended = True  # Ray Tune takes them for done; a new round asks for them first
+            for trial in self.trials():
+                if trial.outcome is not None and trial.outcome.state == "failed":
+                    storage.remove(self.home / outcomes.TRIALS / f"{trial.key}.json")
+        known = {trial.number for trial in self.trials() if trial.outcome is not None}
+        self.again = self.told - known
+        if self.again:
+            self.ended = True  # Ray Tune takes them for done; a new round asks for them first
 
     @property
     def told(self) -> set[int]:
-        return {event["told"] for event in self.search.history if "told" in event}
+        return {event["told"] for event in self.search.history if "told" in event} - self.again
 
     @property
     def open(self) -> list[int]:
@@ -131,6 +133,7 @@ class Sweep:
         if values and self.config.cost != "none":
             values.append(outcome.value(self.config.cost))
         self.search.tell(number, outcome.state, values, outcome.step)
+        self.again.discard(number)
         trials = self.trials()
         if not self.config.keep_checkpoints:
             self.keep_chosen_alone(trials)

@@ -171,7 +171,8 @@ def make_features(
 ) -> FeatureTables:
     """Publish what is missing of an archive's features for a model's towers; see `features_stage`.
 
-    A finished table of more segments in the same order serves too: its first ones are the same.
+    A finished table of more segments in the same order serves too: its first ones are the same, and so are its tiles
+    and texts for who wants none.
     """
     stage = features_stage(archive, model, config, captions, segments)
     if (larger := serves(archive, model, stage)) is not None:
@@ -182,11 +183,23 @@ def make_features(
 
 
 def serves(archive: Place, model: checkpoints.Model, stage: Stage) -> FeatureTables | None:
-    """The finished table of more segments that spares the work of a stage that has not begun; None where none does."""
+    """The finished table of more segments that spares the work of a stage that has not begun; None where none does.
+
+    To a stage without segments any of them is of more.
+    """
     names: FeatureTables = stage.arguments["tables"]
-    if names.segments is None or storage.shards(archive / stage.output):
+    if storage.shards(archive / stage.output):
         return None
-    there = set(storage.tables(archive, "features"))
+    there = storage.tables(archive, "features")
+    if names.segments is None:
+        captions = digest_of_maker(fingerprint_of(archive, names.captions))
+        for larger in there:
+            if larger.startswith(f"{stage.output}-") and is_whole(archive, larger):
+                maker = fingerprint_of(archive, larger)
+                same_captions = maker.get("sources", {}).get(names.captions) == captions
+                if same_captions and maker.get("settings", {}).get("towers") == model.towers:
+                    return replace(names, features=larger)
+        return None
     for slots in range(names.max_segments + 1, MOST_SLOTS + 1):
         larger = features_name(model, replace(names, max_segments=slots), stage.arguments["choice"])
         if larger in there and is_whole(archive, larger):

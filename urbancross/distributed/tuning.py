@@ -56,7 +56,7 @@ def run(config: TuneConfig) -> Balance:
         storage.write_json(home / outcomes.SWEEP, {"settings": settings_that_count(config)})
     with interruptible(), lease.held(home):
         sweep.recall()
-        before = len(sweep.told)
+        before = sum(trial.is_done for trial in sweep.trials())
         if sweep.may_ask or sweep.open:
             connect()
             require_room(config)
@@ -247,5 +247,4 @@ def finished(config: TuneConfig, sweep: Sweep, before: int) -> Balance:
     say(f"tune: chosen: trial {chosen.number}, {sweep.words(chosen)}")
     say(f"tune: urbancross adapt --config {sweep.home / outcomes.CHOSEN} --out ...")
     ended = [states.count(state) for state in ("done", "stopped", "failed")]
-    done_before = min(before, ended[0])
-    return Balance(len(states), ended[0] - done_before, done_before, ended[1], ended[2])
+    return Balance(len(states), ended[0] - before, before, ended[1], ended[2])
