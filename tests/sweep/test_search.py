@@ -14,7 +14,7 @@ SPACE = [dimension(text) for text in ("max_segments=0..10", "ratio=1..10", "pace
 
 
 def worth(point: Point) -> float:
-    return -((point["max_segments"] - 4) ** 2) - 0.1 * (point["ratio"] - 5) ** 2 - (point["pace"] == "none")
+    return -((point.get("max_segments", 0) - 4) ** 2) - 0.1 * (point["ratio"] - 5) ** 2 - (point["pace"] == "none")
 
 
 def go_on(search: Search, until: int) -> Search:

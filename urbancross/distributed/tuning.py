@@ -23,7 +23,7 @@ from urbancross.distributed.training import NOT_RESULT, PLACES
 from urbancross.distributed.trials import trial_of
 from urbancross.errors import ConfigError, TrainingError
 from urbancross.models import checkpoints
-from urbancross.progress import say
+from urbancross.progress import count, say
 from urbancross.report import sweep as report
 from urbancross.runs import Balance
 from urbancross.storage import Place
@@ -137,6 +137,9 @@ def share_and_remember(config: TuneConfig, sweep: Sweep) -> None:
         ConfigError: the sweep began with other weights, or with tables of another content.
     """
     made = share(config, sweep.search.space)
+    new = [told for told in made["tables"] if told["made"]]
+    seconds = sum(told["seconds"] for told in new)
+    say(f"tune: {count(len(made['tables']), 'features table')} for all trials, {len(new)} made in {seconds:.0f} s")
     place = sweep.home / outcomes.SHARED
     found = storage.json_or_none(place, "--out")
     if found is None:
@@ -235,11 +238,15 @@ def finished(config: TuneConfig, sweep: Sweep, before: int) -> Balance:
     states = [trial.outcome.state for trial in trials if trial.outcome is not None]
     chosen = outcomes.choose(trials, config.objective, None if config.cost == "none" else config.cost)
     if chosen is not None:
-        told = settings_of(config, chosen.point)
-        settings = {name: value for name, value in told.items() if name not in {"out", "workers"}}
-        settings = {name.replace("_", "-"): value for name, value in settings.items()}
-        storage.write_json(sweep.home / outcomes.CHOSEN, settings)
+        settings = settings_of(config, chosen.point)
+        flags = {name.replace("_", "-"): value for name, value in settings.items() if name not in {"out", "workers"}}
+        storage.write_json(sweep.home / outcomes.CHOSEN, flags)
     storage.replace(sweep.home / REPORT, report.page_of(config, sweep.home, trials, chosen, sweep.spent_s).encode())
+    shared = storage.json_or_none(sweep.home / outcomes.SHARED, "--out")
+    if shared is not None:
+        use_of = report.sharing_of(config, shared, trials)
+        hits = ", ".join(f"{use.what} {100 * use.share:.0f} %" for use in use_of.uses if use.asked)
+        say(f"tune: found, not worked out again: {hits}; towers worked {use_of.factor:.2f} times as for one trial")
     say(f"tune: {sweep.home / REPORT}")
     if chosen is None:
         why = next((trial.outcome.reason for trial in trials if trial.outcome), "the budget let none begin")
