@@ -33,6 +33,8 @@ def setting_panel(
     found = levels(trials, dimension.name, objective)
     if not found:
         return None
+    if dimension.kind == "choice":
+        found.sort(key=lambda level: dimension.choices.index(level.at))
     scale, colour = SCALES[objective], COLOURS[objective]
     figure, axes = blank_figure(height_inch=2.7)
     by_number = all(isinstance(level.at, int | float) and not isinstance(level.at, bool) for level in found)
@@ -64,13 +66,26 @@ def setting_panel(
         x = at[[level.at for level in found].index(chosen.point[dimension.name])]
         _ring(axes, x, scale * chosen.outcome.value(objective))
     name = NAMES.get(dimension.name, dimension.name.replace("_", " "))
-    axes.set(xlabel=name, ylabel=TITLES[objective])
+    axes.set(xlabel=name, ylabel=TITLES[objective], ylim=_room(found, scale, before))
     said = "; ".join(
         f"{short(level.at)}: {scale * level.mean:.4g} ({scale * level.low:.4g} to {scale * level.high:.4g})"
         for level in found[:MOST_VALUES]
     )
     title = f"{TITLES[objective].split(',')[0]} by {name}"
     return Panel(title, "", inline_svg(figure, f"{objective}-{dimension.name}", f"{title}: {said}"))
+
+
+def _room(found: Sequence[Level], scale: float, before: float | None) -> tuple[float, float]:
+    """Ends of an axis that shows all trials; an interval over two of them may reach far beyond."""
+    values = [scale * value for level in found for value in level.values]
+    values += [scale * before] if before is not None else []
+    low, high = min(values), max(values)
+    singles = [level for level in found if len(level.values) == 1]
+    pad = 0.35 * (high - low) or 0.1 * abs(high) or 1.0
+    return (
+        min([low - pad, *(scale * level.low for level in singles)]),
+        max([high + pad, *(scale * level.high for level in singles)]),
+    )
 
 
 def _ring(axes: Axes, x: float, y: float, label: str | None = None) -> None:
@@ -174,7 +189,7 @@ def front_panel(trials: Sequence[Trial], objective: str, cost: str, chosen: Tria
         _ring(axes, points([chosen])[0][0], points([chosen])[1][0], "chosen")
     axes.set(xlabel=COSTS[cost], ylabel=TITLES[objective])
     axes.set_xlim(left=0)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False)
     title = f"{TITLES[objective].split(',')[0]} by cost"
     alt = f"{title}, {COSTS[cost]}: on the front are trials {', '.join(str(trial.number) for trial in best)}"
     return Panel(title, "", inline_svg(figure, f"front-{objective}-{cost}", alt))
