@@ -79,7 +79,9 @@ def test_a_sweep_chooses_among_its_trials_and_one_that_cannot_work_does_not_end_
     learnt = json.loads((checkpoint / "checkpoint.json").read_text())["settings"]
     assert (adapt.segments, adapt.steps, adapt.negative) == (learnt["segments"], 4, "hardest")
 
-    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    told_on_stdout = capsys.readouterr().out.splitlines()
+    assert told_on_stdout[-1:] == ["read 4 = written 2 + done before 0 + failed 2"] == told_on_stdout
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("[!.]*.json")}
     assert call("tune", **told) == "read 4 = written 0 + done before 2 + failed 2"
     assert {path for path, then in kept.items() if path.stat().st_mtime_ns != then} <= {out / "chosen.json"}
     with pytest.raises(ConfigError, match="holds a sweep with steps=4, now steps=5; give another --out"):

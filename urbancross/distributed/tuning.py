@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # outcomes are kept by their settings
     "TUNE_GLOBAL_CHECKPOINT_S": "2",  # what a dead driver may forget; its outcomes it does not
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one draws boxes however quiet it is asked to be
 }
 
 
