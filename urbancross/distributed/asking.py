@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from urbancross import failpoints, storage
 from urbancross.config import TuneConfig
+from urbancross.distributed.training import UNFINISHED
 from urbancross.distributed.trials import REPORTED, keyed
 from urbancross.progress import say
 from urbancross.sweep import outcomes
@@ -37,6 +38,7 @@ class Sweep:
         earlier_s: seconds of earlier drivers.
         keys: names of settings, by number.
         again: points that were told and are to be tried once more.
+        curves: diagnoses of trials at work, by number.
     """
 
     config: TuneConfig
@@ -48,6 +50,7 @@ class Sweep:
     began: float = field(default_factory=time.monotonic)
     keys: dict[int, str] = field(default_factory=dict)
     again: set[int] = field(default_factory=set)
+    curves: dict[int, list[dict[str, float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: TuneConfig, home: Path) -> "Sweep":
@@ -126,7 +129,7 @@ class Sweep:
         key = self.key(number)
         outcome = outcomes.read(self.home, key)
         if outcome is None:
-            outcome = self.without_record(key, reported, died)
+            outcome = self.without_record(number, reported, died)
             outcomes.write(self.home, key, outcome)
         objective = outcome.value(self.config.objective)
         values = None if outcome.state == "failed" else [objective]
@@ -135,8 +138,7 @@ class Sweep:
         self.search.tell(number, outcome.state, values, outcome.step)
         self.again.discard(number)
         trials = self.trials()
-        if not self.config.keep_checkpoints:
-            self.keep_chosen_alone(trials)
+        self.sweep_up(trials)
         self.save()
         said = {"done": "", "stopped": f"stopped at step {outcome.step}, "}.get(outcome.state, "")
         words = outcome.reason if outcome.state == "failed" else said + self.words(trials[number])
@@ -144,12 +146,20 @@ class Sweep:
         say(f"tune: trial {number}{f' ({len(self.told)} of {size})' if size else ''}: {outcome.state}: {words}")
         failpoints.hit("tune.told")
 
-    def without_record(self, key: str, reported: dict[str, Any] | None, died: bool) -> Outcome:
+    def hear(self, number: int, reported: dict[str, Any]) -> None:
+        """A diagnosis of a trial at work."""
+        if "source_recall" in reported:
+            self.curves.setdefault(number, []).append(
+                {"step": reported["step"], "source_recall": reported["source_recall"]}
+                | {name: reported[key] for name, key in REPORTED.items()}
+            )
+
+    def without_record(self, number: int, reported: dict[str, Any] | None, died: bool) -> Outcome:
         """Of a trial that did not come to its end: stopped by the scheduler, or its process is gone."""
         told = reported or {}
         if died or REPORTED["agreement"] not in told:
             return Outcome("failed", "its process ended; out of memory, or killed", steps=self.config.steps)
-        shutil.rmtree(self.home / outcomes.TRIALS / f"{key}.unfinished", ignore_errors=True)
+        self.hear(number, told)
         return Outcome(
             "stopped",
             f"by {self.config.scheduler} at step {told['step']} of {self.config.steps}",
@@ -158,14 +168,20 @@ class Sweep:
             step=told["step"],
             steps=self.config.steps,
             wall_s=told.get("time_total_s", 0.0),
+            curve=self.curves.get(number, []),
         )
 
-    def keep_chosen_alone(self, trials: list[Trial]) -> None:
-        """Remove the checkpoints of all trials that are not the best so far: each has both towers in it."""
+    def sweep_up(self, trials: list[Trial]) -> None:
+        """Remove what trials leave: states, and checkpoints but the best so far, for each has both towers in it."""
         best = outcomes.choose(trials, self.config.objective, None if self.config.cost == "none" else self.config.cost)
         for trial in trials:
-            if trial.outcome is not None and (best is None or trial.key != best.key):
-                shutil.rmtree(self.home / outcomes.TRIALS / trial.key, ignore_errors=True)
+            if trial.outcome is None:
+                continue
+            place = self.home / outcomes.TRIALS / trial.key
+            if trial.outcome.state == "stopped":
+                shutil.rmtree(f"{place}{UNFINISHED}", ignore_errors=True)
+            if not self.config.keep_checkpoints and (best is None or trial.key != best.key):
+                shutil.rmtree(place, ignore_errors=True)
 
     def words(self, trial: Trial) -> str:
         outcome = trial.outcome
@@ -199,13 +215,25 @@ class Asker(Searcher):
         sweep = _now[-1]
         if len(set(self.numbers.values()) - sweep.told) >= sweep.config.concurrent:
             return None
-        left = [number for number in sweep.open if number not in self.numbers.values()]
-        number = left[0] if left else sweep.search.ask() if sweep.may_ask else None
-        if number is None:
-            return Searcher.FINISHED
-        sweep.save()
+        if not (left := self.left):
+            if not sweep.may_ask or sweep.search.ask() is None:
+                return Searcher.FINISHED
+            sweep.save()
+            left = self.left
+        running = {sweep.key(number) for number in self.numbers.values() if number not in sweep.told}
+        number = next((number for number in left if sweep.key(number) not in running), None)
+        if number is None:  # it means what a trial at work means, whose outcome will be its own
+            return None
         self.numbers[trial_id] = number
         return {"number": number, "point": sweep.search.asked[number]}
+
+    @property
+    def left(self) -> list[int]:
+        """Points that were handed out and that no trial of this round is about."""
+        return [number for number in _now[-1].open if number not in self.numbers.values()]
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        _now[-1].hear(self.numbers[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         sweep, number = _now[-1], self.numbers[trial_id]

@@ -236,6 +236,7 @@ def finished(config: TuneConfig, sweep: Sweep, before: int) -> Balance:
         TrainingError: no trial is done.
     """
     trials = sweep.trials()
+    sweep.sweep_up(trials)
     states = [trial.outcome.state for trial in trials if trial.outcome is not None]
     chosen = outcomes.choose(trials, config.objective, None if config.cost == "none" else config.cost)
     if chosen is not None:
