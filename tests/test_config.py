@@ -1,5 +1,6 @@
 """Flags to settings: one line on what is wrong, and nothing from the environment unseen."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,104 @@ def test_flags_that_would_do_nothing_are_refused(kind, flags, message, capsys):
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def settings_file(folder: Path, text: str, name: str = "settings.yaml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_settings_come_from_a_file_and_flags_go_first(tmp_path: Path):
+    file = settings_file(tmp_path, "archive: a\nhead-epochs: 3\nhead_batch: 8\nout: here\ncompile: true\n")
+    told = from_command_line(config.PretrainConfig, ["--config", file, "--out", "there", "--head-batch=9"], "pretrain")
+    assert (told.archive, told.head_epochs, told.head_batch, told.out, told.compile) == ("a", 3, 9, "there", True)
+    assert told.model_fields_set == {"archive", "head_epochs", "head_batch", "out", "compile"}
+
+
+def test_a_file_may_be_json_and_hold_lists_and_names_that_flags_know(tmp_path: Path):
+    places = dict.fromkeys(("source", "target", "before", "after", "metrics-before", "metrics-after"), "x")
+    file = settings_file(tmp_path, json.dumps(places | {"queries": ["a, b", "c"]}), "settings.json")
+    assert from_command_line(ReportConfig, [f"--config={file}"], "report").queries == ["a, b", "c"]
+    told = from_command_line(ReportConfig, ["--config", file, "--queries", "mine, alone"], "report")
+    assert told.queries == ["mine, alone"]
+    file = settings_file(tmp_path, "{archive: a, text: boats, json: true}")
+    assert from_command_line(config.SearchConfig, ["--config", file], "search").json_
+
+
+def test_a_method_of_a_file_gives_way_to_flags(tmp_path: Path):
+    file = settings_file(tmp_path, "{checkpoint: c, source: a, target: b, method: urbancross, ratio: 2}")
+    told = from_command_line(config.AdaptConfig, ["--config", file, "--out", "o", "--pace", "root"], "adapt")
+    assert (told.pace, told.weights, told.ratio) == ("root", "similarity", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: many\n", "--steps: Input should be a valid integer"),
+        ("stepps: 3\n", "no setting is called stepps"),
+        ("- steps\n", "want names of flags and their values, found list"),
+        ("", "want names of flags and their values, found NoneType"),
+        ("steps: [1\n", "cannot be read as YAML"),
+        ("!!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
+        ("steps: -1\n", "--steps: Input should be greater than or equal to 0, got -1"),
+    ],
+)
+def test_a_file_of_settings_that_does_not_fit_gets_one_line(text: str, message: str, tmp_path: Path, capsys):
+    told = ["--checkpoint", "c", "--source", "a", "--target", "b", "--out", "o"]
+    with pytest.raises(SystemExit) as stop:
+        from_command_line(config.AdaptConfig, ["--config", settings_file(tmp_path, text), *told], "urbancross adapt")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("urbancross adapt: ")
+    assert message in line
+
+
+def test_a_file_of_settings_has_to_be_there_and_to_be_one(tmp_path: Path, capsys):
+    file = settings_file(tmp_path, "steps: 3\n")
+    for flags, message in (
+        (["--config", str(tmp_path / "none.yaml")], "no such file"),
+        (["--config"], "--config: expected one argument"),
+        (["--config", file, f"--config={file}"], "--config: given 2 times"),
+        (["--config", settings_file(tmp_path, "{", "x.json")], "cannot be read as JSON"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            from_command_line(config.AdaptConfig, flags, "adapt")
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
+
+def test_help_tells_of_the_file_of_settings(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(None, ["adapt", "--help"])
+    assert "--config FILE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--budget", "soon"], "--budget: want trials, hours or GPU-hours, such as 20, 2h or 8gpu-h, got 'soon'"),
+        (["--budget", "2.5"], "--budget: trials are whole"),
+        (["--budget", "3gpu-h"], "--budget 3gpu-h never ends without GPUs"),
+        (["--scheduler", "asha", "--steps", "60"], "--steps 60 with --evaluate-steps 50 has none before the end"),
+    ],
+)
+def test_a_sweep_that_cannot_work_is_refused_in_one_line(flags, message, capsys):
+    told = ["--checkpoint", "c", "--source", "a", "--target", "b", "--out", "o"]
+    with pytest.raises(SystemExit) as stop:
+        from_command_line(config.TuneConfig, [*told, *flags], "tune")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_budget_is_trials_hours_or_gpu_hours():
+    def limits(*flags: str) -> config.Budget:
+        told = ["--checkpoint", "c", "--source", "a", "--target", "b", "--out", "o", "--gpus-per-worker", "1"]
+        return from_command_line(config.TuneConfig, [*told, *flags], "tune").limits
+
+    assert limits() == config.Budget(trials=20)
+    assert limits("--search", "grid") == config.Budget()
+    assert limits("--budget", "7 trials") == limits("--budget", "7") == config.Budget(trials=7)
+    assert limits("--budget", "1.5h") == config.Budget(hours=1.5)
+    assert limits("--budget", "4 GPU-hours") == config.Budget(gpu_hours=4.0)

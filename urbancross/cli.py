@@ -12,6 +12,7 @@ from urbancross.command_line import from_command_line
 from urbancross.errors import CheckpointError, ConfigError, SchemaError, UrbanCrossError
 
 DONE, STOPPED, BAD_INPUT = 0, 1, 2
+HOMES = ("home", "archive", "target")  # settings that name where a run is recorded, the first that a verb has
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ VERBS = {
     "rank": Verb(settings.RankConfig, "urbancross.distributed.ranking:run"),
     "pretrain": Verb(settings.PretrainConfig, "urbancross.distributed.pretraining:run"),
     "adapt": Verb(settings.AdaptConfig, "urbancross.distributed.adaptation:run"),
+    "tune": Verb(settings.TuneConfig, "urbancross.distributed.tuning:run"),
     "embed": Verb(settings.EmbedConfig, "urbancross.distributed.embedding:run"),
     "retry": Verb(settings.RetryConfig, "urbancross.distributed.retrying:run"),
     "verify": Verb(settings.VerifyConfig, "urbancross.distributed.verifying:run"),
@@ -78,7 +80,7 @@ def call(verb: str, config: settings.Config) -> runs.Balance | None:
     module, function = VERBS[verb].run.split(":")
     balance: runs.Balance | None = getattr(importlib.import_module(module), function)(config)
     if balance is not None:
-        home = getattr(config, "archive", None) or getattr(config, "target", None)
+        home = next((found for name in HOMES if (found := getattr(config, name, None))), None)
         if home is not None:
             runs.record(storage.place(home), verb, config.model_dump(), balance)
         print(balance, flush=True)

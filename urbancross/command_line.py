@@ -1,27 +1,45 @@
-"""Flags into a settings model, and one line for each that does not fit."""
+"""Flags, and a file of settings under them, into a settings model; one line for each that does not fit."""
 
+import json
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
+from urbancross import storage
 from urbancross.config import Config
+from urbancross.errors import ConfigError, UrbanCrossError
 
 C = TypeVar("C", bound=Config)
+
+CONFIG = "--config"
+HELP_OF_CONFIG = f"""
+settings from a file:
+  {CONFIG} FILE         JSON or YAML: flags without their dashes, and their values; flags go first
+"""
 
 
 def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> C:
     """Read flags into `kind`; `--help` shows every field, its meaning and its default.
 
-    A flag that does not fit ends the program with exit code 2 and one line per flag on stderr.
+    `--config FILE` gives settings that no flag does. A flag or a file that does not fit ends the program with exit code
+    2 and one line per flag on stderr.
     """
     kind.model_config["cli_prog_name"] = program
     try:
-        others, texts = _whole_texts(_with_negative_values(arguments), kind)
-        return CliApp.run(kind, cli_args=others, **texts)
+        others, file = _config_file(_with_negative_values(arguments))
+        others, texts = _whole_texts(others, kind)
+        return CliApp.run(kind, cli_args=others, **{**(settings_in(file, kind) if file else {}), **texts})
+    except SystemExit as ended:
+        if not ended.code:  # --help
+            print(HELP_OF_CONFIG, end="")
+        raise
+    except UrbanCrossError as error:
+        lines = [str(error)]
     except ValidationError as error:
         lines = [
             problem["msg"].removeprefix("Value error, ")
@@ -37,6 +55,56 @@ def from_command_line(kind: type[C], arguments: Sequence[str], program: str) -> 
         ]
     print("\n".join(f"{program}: {line}; see {program} --help" for line in lines), file=sys.stderr)
     sys.exit(2)
+
+
+def settings_in(file: str, kind: type[Config]) -> dict[str, Any]:
+    """The settings that a JSON or YAML file holds, by the names that `kind` takes them by.
+
+    Raises:
+        ConfigError: the file is absent, is neither, or holds what `kind` has no setting for.
+    """
+    path = storage.file(file, CONFIG)
+    try:
+        text = path.read_text()
+        told = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, OSError) as error:
+        first = " ".join(str(error).split())[:150]
+        raise ConfigError(f"{CONFIG} {file} cannot be read as {_kind_of(path.suffix)} ({first})") from None
+    if not isinstance(told, dict):
+        raise ConfigError(f"{CONFIG} {file}: want names of flags and their values, found {type(told).__name__}")
+    names = {_flag((name,)): field.alias or name for name, field in kind.model_fields.items()}
+    unknown = [str(name) for name in told if _flag((str(name),)) not in names]
+    if unknown:
+        raise ConfigError(f"{CONFIG} {file}: no setting is called {', '.join(unknown)}")
+    return {names[_flag((str(name),))]: value for name, value in told.items()}
+
+
+def _kind_of(suffix: str) -> str:
+    return "JSON" if suffix == ".json" else "YAML"
+
+
+def _config_file(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--config FILE`, and the file.
+
+    Raises:
+        ConfigError: no file follows, or several are given.
+    """
+    others: list[str] = []
+    files: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument == CONFIG:
+            value = next(left, None)
+            if value is None:
+                raise ConfigError(f"{CONFIG}: expected one argument")
+            files.append(value)
+        elif argument.startswith(f"{CONFIG}="):
+            files.append(argument.partition("=")[2])
+        else:
+            others.append(argument)
+    if len(files) > 1:
+        raise ConfigError(f"{CONFIG}: given {len(files)} times; put the settings into one file")
+    return others, files[0] if files else None
 
 
 def _with_negative_values(arguments: Sequence[str]) -> list[str]:

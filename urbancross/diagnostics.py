@@ -1,11 +1,12 @@
 """What an adaptation does to both domains, told as it runs, and when to stop it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from urbancross import gaps, metrics
+from urbancross import gaps, metrics, verdict
 from urbancross.errors import TrainingError
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs
@@ -22,6 +23,7 @@ class Diagnosis:
     Attributes:
         source_recall, target_recall: mR by the `field` protocol. The target's needs its pairs: it is told, and decides
             nothing.
+        agreement: mean of `verdict.agreement` on the target, which needs no pairs; -1 to 1.
         variance: 1 - |mean|^2 of the target's tile embeddings: 0 where all are one point, nearly 1 where they spread.
         proxy_a_distance: of the domains' tiles; 0 to 2.
         mmd2, mmd2_p: of the same; the statistic and its p-value.
@@ -29,6 +31,7 @@ class Diagnosis:
 
     source_recall: float
     target_recall: float
+    agreement: float
     variance: float
     proxy_a_distance: float
     mmd2: float
@@ -51,6 +54,7 @@ def diagnose(encoder: DualEncoder, source: Pairs, target: Pairs, seed: int = 0) 
     return Diagnosis(
         source_recall=recall(v, u, source),
         target_recall=recall(target_v, target_u, target),
+        agreement=float(verdict.agreement(encoder, target).mean()),
         variance=1 - float(target_v.mean(dim=0).square().sum()),
         proxy_a_distance=gaps.proxy_a_distance(v.numpy(), target_v.numpy(), seed=seed),
         mmd2=mmd2,
@@ -60,8 +64,27 @@ def diagnose(encoder: DualEncoder, source: Pairs, target: Pairs, seed: int = 0) 
 
 def recall(v: Tensor, u: Tensor, pairs: Pairs) -> float:
     """mR by the `field` protocol of tiles [N, D] and captions [M, D]."""
+    return float(retrieval(v, u, pairs, bootstrap=1)["mR"])
+
+
+@torch.no_grad()
+def measure(encoder: DualEncoder, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
+    """What `metrics.evaluate_retrieval` tells of a model on kept-back pairs, with intervals.
+
+    Args:
+        seed: of the resamples.
+    """
+    v, u = (
+        encoder.heads[kind](rows.to(encoder.device)).cpu()
+        for kind, rows in (("image", pairs.images), ("text", pairs.texts))
+    )
+    return retrieval(v, u, pairs, bootstrap=1000, seed=seed)
+
+
+def retrieval(v: Tensor, u: Tensor, pairs: Pairs, bootstrap: int, seed: int = 0) -> dict[str, Any]:
+    """By the `field` protocol, of tiles [N, D] and captions [M, D]."""
     owner = torch.repeat_interleave(torch.arange(len(pairs)), pairs.starts.diff())
-    return float(metrics.evaluate_retrieval(v.numpy(), u.numpy(), owner.numpy(), bootstrap=1)["mR"])
+    return metrics.evaluate_retrieval(v.numpy(), u.numpy(), owner.numpy(), bootstrap=bootstrap, seed=seed)
 
 
 def stop_where_it_harms(first: Diagnosis, now: Diagnosis, discriminator_accuracy: float) -> None:

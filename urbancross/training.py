@@ -109,8 +109,8 @@ def pretrain(
                 return encoder.token_features(tokens).float()
 
         see = torch.compile(tower) if config.compile else tower
-        crops = {"crop_px": config.crop_px, "crop_scale": config.crop_scale}
-        plan = replace(plan, size=config.image_batch, image_px=encoder.image_px, **crops)
+        plan = replace(plan, size=config.image_batch, image_px=encoder.image_px)
+        plan = replace(plan, crop_px=config.crop_px, crop_scale=config.crop_scale)
         read: Callable[[Tensor], Tensor] = there
         if config.train == "both":
             groups.append({"params": encoder.unlock_text_tower(), "lr": config.text_lr})

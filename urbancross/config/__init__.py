@@ -17,12 +17,14 @@ from urbancross.config.asking import (
 from urbancross.config.base import ArchiveConfig, Config, MakerConfig, StageConfig, WorkersConfig
 from urbancross.config.learning import EvaluateConfig, PretrainConfig, TrainingConfig
 from urbancross.config.making import CaptionConfig, EmbedConfig, GeotagConfig, IngestConfig, RankConfig, SegmentConfig
+from urbancross.config.tuning import Budget, TuneConfig
 
 __all__ = [
     "METHODS",
     "AdaptConfig",
     "ArchiveConfig",
     "AuditConfig",
+    "Budget",
     "CaptionConfig",
     "Config",
     "DemoConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "SegmentConfig",
     "StageConfig",
     "TrainingConfig",
+    "TuneConfig",
     "VerifyConfig",
     "WorkersConfig",
 ]

@@ -1,13 +1,18 @@
 """`adapt`: features of both archives by the checkpoint's towers, a team that carries its heads over, a checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
-from urbancross import adaptation, storage, training, verdict
+from ray.train import UserCallback
+
+from urbancross import adaptation, diagnostics, storage, training, verdict
 from urbancross.config import AdaptConfig
 from urbancross.distributed.features import FeatureTables, make_features
 from urbancross.distributed.feeding import Shards, Windows, load_pairs, some_shards
 from urbancross.distributed.training import (
+    TIMING,
+    Clock,
     Trained,
     count_pairs,
     is_finished,
@@ -24,9 +29,14 @@ from urbancross.storage import Place
 from urbancross.tables import digest_of, require_split
 
 FEWEST, MOST = 8, 4096  # tiles that were kept back, for a diagnosis
+MEASURED = "valid.json"  # in the checkpoint: recall on the target's kept-back pairs, told and not used
 
 
-def run(config: AdaptConfig) -> Balance:
+def run(config: AdaptConfig, callbacks: Sequence[UserCallback] = ()) -> Balance:
+    """
+    Args:
+        callbacks: of Ray Train, told of every diagnosis.
+    """
     source, target = storage.archive(config.source, "--source"), storage.archive(config.target, "--target")
     finished = is_finished(config.out, config)
     model = checkpoints.resolve(config.checkpoint)
@@ -64,13 +74,20 @@ def run(config: AdaptConfig) -> Balance:
         encoder = checkpoints.load(model, config.device)
         held = kept_back()
         before = verdict.agreement(encoder, held[1]) if held else None
-        adaptation.adapt(encoder, feed, target_pairs, config, team, on_step, memory, held)
-        told = {}
+        clock = Clock(feed)
+
+        def after_step(event: training.Event) -> None:
+            clock.tick(event["stage"])
+            on_step(event)
+
+        adaptation.adapt(encoder, feed, target_pairs, config, team, after_step, memory, held)
+        told: dict[str, dict[str, Any]] = {TIMING: clock.stages}
         if held and before is not None and team.rank == 0:
+            told[MEASURED] = diagnostics.measure(encoder, held[1], config.seed)
             told[verdict.FILE] = asdict(verdict.judge(before, verdict.agreement(encoder, held[1]), seed=config.seed))
         return Trained(encoder, model.base, model.towers, config.model_dump(), made_from, told)
 
-    train(work, config, config.out, "adapt", config.steps, made_from)
+    train(work, config, config.out, "adapt", config.steps, made_from, callbacks)
     found = storage.place(config.out) / verdict.FILE
     say(
         f"adapt: {verdict.Verdict(**storage.read_json(found, '--out'))}"

@@ -171,18 +171,45 @@ def make_features(
 ) -> FeatureTables:
     """Publish what is missing of an archive's features for a model's towers; see `features_stage`.
 
-    A finished table of more segments in the same order serves too: its first ones are the same.
+    A finished table of more segments in the same order serves too: its first ones are the same, and so are its tiles
+    and texts for who wants none.
     """
     stage = features_stage(archive, model, config, captions, segments)
-    names: FeatureTables = stage.arguments["tables"]
-    if names.segments is not None and not storage.shards(archive / stage.output):
-        there = set(storage.tables(archive, "features"))
-        for slots in range(names.max_segments + 1, MOST_SLOTS + 1):
-            larger = features_name(model, replace(names, max_segments=slots), stage.arguments["choice"])
-            if larger in there and storage.shards(archive / larger) == storage.shards(archive / "tiles"):
-                return replace(names, features=larger)
+    if (larger := serves(archive, model, stage)) is not None:
+        return larger
     run_stage(archive, stage, config)
+    names: FeatureTables = stage.arguments["tables"]
     return names
+
+
+def serves(archive: Place, model: checkpoints.Model, stage: Stage) -> FeatureTables | None:
+    """The finished table of more segments that spares the work of a stage that has not begun; None where none does.
+
+    To a stage without segments any of them is of more.
+    """
+    names: FeatureTables = stage.arguments["tables"]
+    if storage.shards(archive / stage.output):
+        return None
+    there = storage.tables(archive, "features")
+    if names.segments is None:
+        captions = digest_of_maker(fingerprint_of(archive, names.captions))
+        for larger in there:
+            if larger.startswith(f"{stage.output}-") and is_whole(archive, larger):
+                maker = fingerprint_of(archive, larger)
+                same_captions = maker.get("sources", {}).get(names.captions) == captions
+                if same_captions and maker.get("settings", {}).get("towers") == model.towers:
+                    return replace(names, features=larger)
+        return None
+    for slots in range(names.max_segments + 1, MOST_SLOTS + 1):
+        larger = features_name(model, replace(names, max_segments=slots), stage.arguments["choice"])
+        if larger in there and is_whole(archive, larger):
+            return replace(names, features=larger)
+    return None
+
+
+def is_whole(archive: Place, table: str) -> bool:
+    """Whether a table has every shard of the archive's tiles."""
+    return storage.shards(archive / table) == storage.shards(archive / "tiles")
 
 
 def stages(config: PretrainConfig | AdaptConfig, archive: Place) -> Iterator[Stage]:

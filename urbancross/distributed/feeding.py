@@ -44,7 +44,7 @@ def load_pairs(
     sources = {
         "tiles": ["split", "image"] if images else ["split"],
         tables.captions: ["captions"],
-        tables.features: ["image", "texts", "segments"],
+        tables.features: ["image", "texts", *(["segments"] if tables.max_segments else [])],
     }
     aligned = (read_aligned(archive, sources, name) for name in names or storage.shards(archive / tables.features))
     shards = (dict(zip(("tiles", "captions", "features"), found.values(), strict=True)) for found in aligned)

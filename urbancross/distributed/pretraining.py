@@ -1,6 +1,5 @@
 """`pretrain`: features of one archive, a team that learns from them, a checkpoint."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,6 +8,8 @@ from urbancross.config import PretrainConfig
 from urbancross.distributed.features import make_features
 from urbancross.distributed.feeding import Shards, Windows
 from urbancross.distributed.training import (
+    TIMING,
+    Clock,
     Trained,
     count_pairs,
     is_finished,
@@ -21,26 +22,6 @@ from urbancross.progress import say
 from urbancross.resuming import Memory
 from urbancross.runs import Balance
 from urbancross.tables import digest_of, require_split
-
-TIMING = "timing.json"
-
-
-class Clock:
-    """How long the stages took, from the end of their first step on, and how much of it was waiting for data."""
-
-    def __init__(self, feed: Shards) -> None:
-        self.feed = feed
-        self.stages: dict[str, dict[str, float]] = {}
-        self.began, self.waited = 0.0, 0.0
-
-    def tick(self, stage: str) -> None:
-        now = time.monotonic()
-        if stage not in self.stages:
-            self.began, self.waited = now, self.feed.waited_s
-            self.stages[stage] = {"steps": -1, "seconds": 0.0, "waited_s": 0.0}
-        found = self.stages[stage]
-        found["steps"] += 1
-        found["seconds"], found["waited_s"] = now - self.began, self.feed.waited_s - self.waited
 
 
 def run(config: PretrainConfig) -> Balance:

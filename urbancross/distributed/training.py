@@ -5,7 +5,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from urbancross import curves, failpoints, runs, storage
 from urbancross.config import MakerConfig, TrainingConfig
 from urbancross.curves import Curves
 from urbancross.distributed.features import FeatureTables
+from urbancross.distributed.feeding import Shards
 from urbancross.distributed.following import counted
 from urbancross.distributed.resources import asked, require_resources
 from urbancross.distributed.session import connect, own_error
@@ -66,6 +68,27 @@ def team_of_this_worker() -> Team:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return Team()
     return Team(dist.get_rank(), dist.get_world_size(), _Gather.apply, _average)
+
+
+TIMING = "timing.json"  # in the checkpoint
+
+
+class Clock:
+    """How long the stages took, from the end of their first step on, and how much of it was waiting for data."""
+
+    def __init__(self, feed: Shards) -> None:
+        self.feed = feed
+        self.stages: dict[str, dict[str, float]] = {}
+        self.began, self.waited = 0.0, 0.0
+
+    def tick(self, stage: str) -> None:
+        now = time.monotonic()
+        if stage not in self.stages:
+            self.began, self.waited = now, self.feed.waited_s
+            self.stages[stage] = {"steps": -1, "seconds": 0.0, "waited_s": 0.0}
+        found = self.stages[stage]
+        found["steps"] += 1
+        found["seconds"], found["waited_s"] = now - self.began, self.feed.waited_s - self.waited
 
 
 @dataclass(frozen=True)
@@ -126,6 +149,7 @@ def train(
     what: str,
     steps: int,
     made_from: dict[str, str],
+    callbacks: Sequence[UserCallback] = (),
 ) -> None:
     """Run `work` on a team of workers; what process 0 returns is saved as the checkpoint `out`, with its events.
 
@@ -134,6 +158,7 @@ def train(
 
     Args:
         work: run by every process, with its team, a function that takes each step's event, and where to go on.
+        callbacks: told of every diagnosis, as it is made.
 
     Raises:
         TrainingError: training stopped; the message says why.
@@ -143,6 +168,8 @@ def train(
     home = begun(out, config, made_from)
     connect()
     require_resources(config)
+    listeners: Any = list(callbacks)  # Ray types them as another class than it wants
+    reports = bool(callbacks)
 
     def loop(told: dict[str, Any]) -> None:
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -162,6 +189,8 @@ def train(
                 shown.add(event)
                 told["watch"].add.remote(1)
             failpoints.hit("training.step")
+            if reports and DIAGNOSED in event and event["step"] < event["steps"]:  # nobody stops what is at its end
+                ray.train.report(event)
 
         def keep(state: State) -> None:
             if team.rank == 0:
@@ -180,12 +209,14 @@ def train(
                 shutil.copytree(curves_home, temporary / CURVES)
             storage.remove_folder(curves_home)
             storage.remove_folder(home)
-        ray.train.report({"steps": len(events)})
+        if not reports:
+            ray.train.report({"steps": len(events)})
 
     with tempfile.TemporaryDirectory() as scratch, counted(what, steps, "steps") as watch:
         for failures in itertools.count(1):
             # Ray would start a team anew after any error, also after one that comes again.
-            run = RunConfig(f"{what}-{failures}", scratch, failure_config=FailureConfig(max_failures=0))
+            once = FailureConfig(max_failures=0)
+            run = RunConfig(f"{what}-{failures}", scratch, failure_config=once, callbacks=listeners)
             try:
                 TorchTrainer(
                     loop,
@@ -211,6 +242,7 @@ def train(
 
 
 UNFINISHED, STATE, CURVES = ".unfinished", "state.pt", "tensorboard"
+DIAGNOSED = "agreement"  # a key of events that carry a diagnosis
 
 # What does not change the result, and the places, whose content `made_from` tells better than their names.
 NOT_RESULT = {*MakerConfig.model_fields, "device", "batch_tiles", "checkpoint_steps", "max_failures", "chunk"}

@@ -28,7 +28,12 @@ PANELS: dict[str, dict[str, str]] = {  # panel -> key of an event -> its name in
         "adversary": "adversary",
     },
     "Validation mR": {"valid_mR": "mR, %", "source_recall": "source mR, %", "target_recall": "target mR, %"},
-    "Domains": {"proxy_a_distance": "proxy A-distance", "mmd2": "MMD²", "variance": "variance"},
+    "Domains": {
+        "proxy_a_distance": "proxy A-distance",
+        "mmd2": "MMD²",
+        "variance": "variance",
+        "agreement": "agreement",
+    },
     "Curriculum": {
         "pace": "pace",
         "effective_sample_size": "effective sample size",
@@ -63,7 +68,7 @@ class Panel(NamedTuple):
 
 def mr_panel(metrics: dict[str, dict[str, Any]]) -> Panel:
     """mR of every model with its interval, and chance, on one axis."""
-    figure, axes = _figure(height_inch=0.75 + 0.35 * len(metrics))
+    figure, axes = blank_figure(height_inch=0.75 + 0.35 * len(metrics))
     for row, m in enumerate(metrics.values()):
         value = 100 * real(m.get("mR"))
         if ends := m.get("ci95", {}).get("mR"):
@@ -92,7 +97,7 @@ def curve_panels_of(verb: str, events: list[dict[str, Any]]) -> list[Panel]:
         lines = {name: points for name, points in lines.items() if points.size}
         if not lines:
             continue
-        figure, axes = _figure(height_inch=2.6)
+        figure, axes = blank_figure(height_inch=2.6)
         said = []
         for (name, (at, y)), colour in zip(lines.items(), COLOURS, strict=False):
             y = 100 * y if title == "Validation mR" else y
@@ -127,7 +132,7 @@ def gap_panel(name: str, model: str, gap: DomainGap) -> Panel:
     flat, shares = _two_directions(*drawn)
     domain = np.repeat([0, 1], [len(part) for part in drawn])
     order = np.random.default_rng(0).permutation(len(flat))  # neither domain hides the other
-    figure, axes = _figure(height_inch=3.6)
+    figure, axes = blank_figure(height_inch=3.6)
     colours = np.array([BLUE, ORANGE])[domain]
     axes.scatter(flat[order, 0], flat[order, 1], c=colours[order], s=7, alpha=0.45, linewidths=0, rasterized=True)
     for index, label in enumerate(("source", "target")):
@@ -157,8 +162,8 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     return Markup(opening + svg[svg.index(">") + 1 :])
 
 
-def _figure(height_inch: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.0, height_inch), layout="constrained", facecolor="none")
+def blank_figure(height_inch: float, width_inch: float = 5.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width_inch, height_inch), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     axes.set_axisbelow(True)
     return figure, axes
