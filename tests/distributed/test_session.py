@@ -9,6 +9,8 @@ import torch
 
 from urbancross.progress import GIB
 
+BYTES = GIB // 16
+
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
@@ -19,11 +21,11 @@ def test_what_a_step_of_training_frees_is_there_for_the_next_one():
 
         def step() -> None:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            torch.ones(GIB // 16 // 4)
+            torch.ones(BYTES // 4)
             found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
         def learn() -> None:
-            for _ in range(3):
+            for _ in range(60):
                 step()
 
         thread = threading.Thread(target=learn)  # as Ray Train has it
@@ -31,6 +33,7 @@ def test_what_a_step_of_training_frees_is_there_for_the_next_one():
         thread.join()
         return found
 
-    first, *later = ray.get(faults.remote())
-    pages = GIB // 16 // resource.getpagesize()
-    assert max(later) < pages / 10 < first
+    pages = BYTES // resource.getpagesize()
+    found = ray.get(faults.remote())
+    assert found[0] >= pages
+    assert sum(found[-20:]) < pages  # the first few steps may need memory of their own; without care each would
