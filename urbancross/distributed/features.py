@@ -192,18 +192,16 @@ def serves(archive: Place, model: checkpoints.Model, stage: Stage) -> FeatureTab
         return None
     there = storage.tables(archive, "features")
     if names.segments is None:
-        captions = digest_of_maker(fingerprint_of(archive, names.captions))
-        for larger in there:
-            if larger.startswith(f"{stage.output}-") and is_whole(archive, larger):
-                maker = fingerprint_of(archive, larger)
-                same_captions = maker.get("sources", {}).get(names.captions) == captions
-                if same_captions and maker.get("settings", {}).get("towers") == model.towers:
-                    return replace(names, features=larger)
-        return None
-    for slots in range(names.max_segments + 1, MOST_SLOTS + 1):
-        larger = features_name(model, replace(names, max_segments=slots), stage.arguments["choice"])
-        if larger in there and is_whole(archive, larger):
-            return replace(names, features=larger)
+        larger = [table for table in there if table.startswith(f"{stage.output}-")]
+    else:
+        slots = range(names.max_segments + 1, MOST_SLOTS + 1)
+        wanted = [features_name(model, replace(names, max_segments=most), stage.arguments["choice"]) for most in slots]
+        larger = [table for table in wanted if table in there]
+    sources = stage.maker(archive)["sources"].items()
+    for table in filter(lambda table: is_whole(archive, table), larger):
+        maker = fingerprint_of(archive, table)
+        if sources <= maker.get("sources", {}).items() and maker.get("settings", {}).get("towers") == model.towers:
+            return replace(names, features=table)
     return None
 
 
