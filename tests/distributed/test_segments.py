@@ -14,7 +14,7 @@ from small_sam import THRESHOLDS, random_sam
 
 from urbancross import cli, storage
 from urbancross.config import PretrainConfig
-from urbancross.distributed.features import make_features
+from urbancross.distributed.features import features_stage, make_features, serves
 from urbancross.errors import CheckpointError, ConfigError
 from urbancross.models import checkpoints
 
@@ -121,6 +121,17 @@ def test_from_ranks_to_what_is_learnt_embedded_and_found(learnt: Path, capsys: p
     tables = make_features(learnt / "a", checkpoints.resolve("starter", 32), config, None, None)
     assert tables.features.endswith("-given-felzenszwalb-3-caption-felzenszwalb-given-plain")
     assert tables.max_segments == 1
+    # ... but not where it was made from captions that are there no more.
+    maker = learnt / "a" / tables.features / ".made-by.json"
+    told = maker.read_text()
+    made_from = json.loads(told)
+    made_from["sources"]["captions@given"] = "captions-of-before"
+    maker.write_text(json.dumps(made_from))
+    model = checkpoints.resolve("starter", 32)
+    stage = features_stage(storage.archive(archive), model, config, None, None)
+    assert serves(storage.archive(archive), model, stage) is None
+    maker.write_text(told)
+    assert serves(storage.archive(archive), model, stage) == tables
 
     run("embed", archive=archive, checkpoint=str(learnt / "caption"))
     with pytest.raises(ConfigError, match="has no segment embeddings by .*make them with: urbancross embed"):
