@@ -93,7 +93,7 @@ def test_what_cannot_be_searched_is_refused_before_any_work(home: Path, tmp_path
     for settings, message in (
         ({"space": ["ratio=0..3"]}, "--space ratio=0..3: Input should be greater than 0"),
         ({"search": "grid", "space": ["head_lr=1e-5..1e-3"]}, "a grid wants points"),
-        ({"target": tmp_path}, "has no"),
+        ({"target": tmp_path}, "has 0 tiles of split valid, 8 wanted"),
         ({"out": home / "source"}, "is there and holds no sweep; give another --out"),
         ({"concurrent": 50}, "50 trials with 1 workers want 50 CPU"),
     ):
