@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 DEATHS_ALONE = 2  # bad luck may strike once
 DEATHS_WITHOUT_PROGRESS = 10  # then it is not the tiles; more where one node may take more workers with it
-REPORTS_PER_S = 100  # of all workers together: each costs this process, and theirs, half a millisecond
+REPORTS_PER_S = 100  # of all workers together
 REPORT_S = 0.25  # between those of one worker, at least
 
 DIED = "failed:its worker died each time it was tried"
