@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from urbancross import adaptation, gaps, training
 from urbancross.config import Method
 from urbancross.errors import TrainingError
+from urbancross.models.discriminator import Discriminator
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.pairs import Pairs
 from urbancross.resuming import Memory
@@ -200,8 +201,35 @@ def test_centre_leaves_the_targets_embeddings_without_a_mean():
     assert torch.equal(model.heads["segment"].centre, model.heads["image"].centre)
 
 
+def test_a_conditional_discriminator_sees_a_swap_of_meanings_and_a_plain_one_does_not():
+    """Tiles and texts of both domains lie alike; in the target each kind of tile goes with the other kind of text."""
+    g = torch.Generator().manual_seed(0)
+    kind = torch.arange(256) % 2
+    poles = nn.functional.one_hot(torch.tensor([0, 1, 2, 3]), 8).float()
+
+    def near(rows: Tensor) -> Tensor:
+        return nn.functional.normalize(rows + 0.1 * torch.randn(rows.shape, generator=g), dim=1)
+
+    tiles, texts = (near(poles[kind]), near(poles[kind])), (near(poles[2 + kind]), near(poles[3 - kind]))
+    right = {}
+    for conditional in (False, True):
+        torch.manual_seed(0)
+        judge = Discriminator(8, conditional=conditional)
+        judges = nn.ModuleDict({"image": judge})
+        optimiser = torch.optim.AdamW(judge.parameters(), lr=1e-2)
+        beside = {"image": texts} if conditional else {}
+        for _ in range(300):
+            lost, right[conditional] = adaptation.contest(judges, {"image": tiles}, beside, torch.ones(256), 0.0)
+            optimiser.zero_grad()
+            lost.backward()
+            optimiser.step()
+    assert right[False] < 0.75
+    assert right[True] > 0.95
+
+
+@pytest.mark.parametrize("condition", ["none", "partner"])
 @pytest.mark.parametrize("step", [2, 9])
-def test_an_adaptation_that_was_stopped_ends_with_the_bits_of_one_that_was_not(step: int):
+def test_an_adaptation_that_was_stopped_ends_with_the_bits_of_one_that_was_not(step: int, condition: str):
     def learn(on_step: Callable, memory: Memory) -> DualEncoder:
         model = pretrained(pairs(), head_epochs=2)
         config = adapting(
@@ -209,6 +237,7 @@ def test_an_adaptation_that_was_stopped_ends_with_the_bits_of_one_that_was_not(s
             loss="triplet",
             weights="iwan",
             adversary_weight=1.0,
+            condition=condition,
             pace="random",
             target_pairs="transport",
             target_rounds=3,

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from urbancross.errors import ConfigError
-from urbancross.matching import balanced, hubness_corrected, known, mutual, nearest, neighbours, spread, transported
+from urbancross.matching import (
+    balanced,
+    believed,
+    hubness_corrected,
+    known,
+    mutual,
+    nearest,
+    neighbours,
+    spread,
+    transported,
+)
 from urbancross.pairs import Pairs
 
 
@@ -110,6 +120,18 @@ def test_partners_are_drawn_by_their_chances_and_tiles_without_any_never():
     assert own == pytest.approx(pairing.chances[0, 0].item(), abs=0.05)
     pairing.chances[1] = 0
     assert all(pairing.draw(2, 3, torch.Generator().manual_seed(seed)).rows.tolist() == [0] for seed in range(5))
+
+
+def test_the_partner_a_model_believes_in_is_the_mean_of_the_others_by_its_chances():
+    g = torch.Generator().manual_seed(0)
+    tiles, texts = (torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=1) for n in (4, 5))
+    found = believed(tiles.requires_grad_(), texts, torch.tensor(7.0))
+    assert not found.requires_grad
+    for i, tile in enumerate(tiles.tolist()):
+        chances = [math.exp(7 * sum(a * b for a, b in zip(tile, text, strict=True))) for text in texts.tolist()]
+        mean = [sum(c * text[d] for c, text in zip(chances, texts.tolist(), strict=True)) for d in range(3)]
+        length = math.sqrt(sum(x * x for x in mean))
+        assert found[i].tolist() == pytest.approx([x / length for x in mean], abs=1e-5)
 
 
 def test_known_pairs_are_a_share_of_the_true_ones():

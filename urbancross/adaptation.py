@@ -86,7 +86,9 @@ def adapt(
     sees_segments = "image" if config.segment_encoder == "shared" else "segment"
     heads = nn.ModuleList([encoder.heads[kind] for kind in kinds])
     torch.manual_seed(config.seed)  # the discriminators' first weights
-    judges = nn.ModuleDict({kind: Discriminator(encoder.width) for kind in ("image", "text")}).to(encoder.device)
+    conditional = config.condition == "partner"
+    judges = nn.ModuleDict({kind: Discriminator(encoder.width, conditional=conditional) for kind in ("image", "text")})
+    judges.to(encoder.device)
     size = min(config.target_batch, len(target)) // team.world * team.world
     bias = nn.Parameter(torch.tensor(losses.first_bias(config.ratio * size), device=encoder.device))
     groups = [{"params": [*heads.parameters(), encoder.scale, bias], "lr": config.head_lr}]
@@ -122,16 +124,15 @@ def adapt(
         texts = torch.randperm(len(target.texts), generator=generator)[:size].chunk(team.world)[team.rank]
         target_v, target_u = see("image", target.images[tiles]), see("text", target.texts[texts])
 
-        weights = curriculum.source_weights(
-            close[admitted],
-            config.weights,
-            logits=judges["image"](v).detach(),
-            generator=generator,
-        )
+        domains = {"image": (v, target_v), "text": (u, target_u)}
+        sharpness = encoder.inverse_temperature()
+        partners_of = believed_partners(domains, sharpness) if conditional else {}
+        logits = judges["image"](v, partners_of["image"][0] if conditional else None).detach()
+        weights = curriculum.source_weights(close[admitted], config.weights, logits=logits, generator=generator)
         positive = losses.positives(chosen.tile_keys, chosen.text_keys).to(encoder.device)
         margin = curriculum.margin(progress, config.margin_start, config.margin_end)
         contrast = "infonce" if config.loss == "triplet" else config.loss
-        loss_of = losses.contrast(contrast, encoder.inverse_temperature(), bias, margin)
+        loss_of = losses.contrast(contrast, sharpness, bias, margin)
         if config.loss != "triplet":
             terms = {"source": loss_of(v, u, positive)}
         elif config.negative == "target-tile":
@@ -158,8 +159,7 @@ def adapt(
         # The discriminators learn whatever their weight: their accuracy tells how far the domains lie apart.
         strength = curriculum.reversal_strength(progress, config.reversal_max)
         turn = config.adversary_weight * (strength if config.adversary == "reversed" else -strength)
-        domains = {"image": (v, target_v), "text": (u, target_u)}
-        terms["adversary"], accuracy = contest(judges, domains, weights, turn)
+        terms["adversary"], accuracy = contest(judges, domains, partners_of, weights, turn)
         descend(loss + terms["adversary"], [optimiser, judging], schedule, team)
         seen[chosen.tile_keys] = True
         told = {}
@@ -252,19 +252,37 @@ def take_off_means(encoder: DualEncoder, target: Pairs) -> None:
             encoder.heads[head].centre += centre
 
 
+Sides = tuple[Tensor, Tensor]  # [n, D] of the source, [m, D] of the target
+
+
+def believed_partners(domains: dict[str, Sides], inverse_temperature: Tensor) -> dict[str, Sides]:
+    """For every embedding the partner that the model believes it has among those of its domain, see `matching`."""
+
+    def among(own: Sides, others: Sides) -> Sides:
+        source, target = (matching.believed(*pair, inverse_temperature) for pair in zip(own, others, strict=True))
+        return source, target
+
+    return {"image": among(domains["image"], domains["text"]), "text": among(domains["text"], domains["image"])}
+
+
 def contest(
-    judges: nn.ModuleDict, domains: dict[str, tuple[Tensor, Tensor]], weights: Tensor, turn: float
+    judges: nn.ModuleDict, domains: dict[str, Sides], partners: dict[str, Sides], weights: Tensor, turn: float
 ) -> tuple[Tensor, float]:
     """What discriminators lose at telling source from target, and how often they are right.
 
     Args:
-        domains: by kind, source embeddings [n, D] and target embeddings [m, D].
+        domains: embeddings by kind.
+        partners: what conditional discriminators see beside them; nothing for plain ones.
         weights: [n] of the source pairs.
         turn: strength at which the gradient is reversed on its way to the encoder.
     """
     lost, right = [], []
-    for kind, (source, target) in domains.items():
-        of_source, of_target = (judges[kind](losses.reverse_gradient(x, turn)) for x in (source, target))
+    for kind, sides in domains.items():
+        beside = partners.get(kind, (None, None))
+        of_source, of_target = (
+            judges[kind](losses.reverse_gradient(side, turn), partner)
+            for side, partner in zip(sides, beside, strict=True)
+        )
         lost.append(losses.adversarial(of_source, of_target, weights))
         right += [(of_source > 0).float().mean(), (of_target <= 0).float().mean()]
     return torch.stack(lost).sum(), torch.stack(right).mean().item()

@@ -140,6 +140,21 @@ def mutual(scores: Tensor) -> Tensor:
     return torch.stack([tiles, text[tiles]], dim=1)
 
 
+@torch.no_grad()
+def believed(embeddings: Tensor, others: Tensor, inverse_temperature: Tensor) -> Tensor:
+    """The partner that the model takes each row to have: the mean of the others by its own chances, of unit length.
+
+    Args:
+        embeddings: [n, D] tiles, or texts.
+        others: [m, D] of the other modality and the same domain.
+        inverse_temperature: scalar, of the softmax over the others.
+
+    Returns:
+        [n, D], without gradient.
+    """
+    return F.normalize((inverse_temperature * embeddings @ others.T).softmax(dim=1) @ others, dim=1)
+
+
 @dataclass(frozen=True)
 class Pairing:
     """Which texts each tile of a domain may belong to, and how likely.

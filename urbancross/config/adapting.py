@@ -15,6 +15,7 @@ Method = Literal[
     "coral",
     "mmd",
     "dann",
+    "cdan",
     "iwan",
     "self-training",
     "as-released",
@@ -37,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "coral": {"target_pairs": "none", "gap": "coral"},
     "mmd": {"target_pairs": "none", "gap": "mmd"},
     "dann": {"target_pairs": "none", "adversary_weight": 0.01},
+    "cdan": {"target_pairs": "none", "adversary_weight": 0.01, "condition": "partner"},
     "iwan": {"target_pairs": "none", "adversary_weight": 0.01, "weights": "iwan"},
     "self-training": {"target_pairs": "mutual"},
     "as-released": _PAPER | {"adversary": "as-released", "loss": "triplet", "negative": "target-tile"},
@@ -107,6 +109,8 @@ class AdaptConfig(TrainingConfig):
     """reversed: the encoder works against the discriminators. as-released: with them, and the domains move apart."""
     adversary_weight: NonNegativeFloat = 0.0
     """Weight of the adversarial term, for tiles and for texts alike."""
+    condition: Literal["none", "partner"] = "none"
+    """What discriminators see beside an embedding: nothing, or the partner that the model believes it has."""
     reversal_max: NonNegativeFloat = 1.0
     """Strength of the gradient reversal at the end of its ramp."""
     gap: Literal["none", "coral", "mmd"] = "none"

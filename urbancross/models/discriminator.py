@@ -1,5 +1,6 @@
 """One logit for an embedding: is it of the source domain?"""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -9,10 +10,18 @@ class Discriminator(nn.Module):
 
     Every layer is kept at spectral norm 1 (Miyato et al., arXiv 1802.05957): without that bound the discriminator soon
     separates the two domains so sharply that its gradient leads the encoder nowhere, and adaptation loses recall.
+
+    A conditional one sees an embedding f together with the partner g that the model believes it has, as the randomised
+    multilinear map (R_f f) * (R_g g) / sqrt(D) of CDAN (Long et al., arXiv 1705.10667, section 3.2): so it can tell
+    domains apart whose embeddings lie alike and mean other things.
     """
 
-    def __init__(self, width: int, hidden: int = 128) -> None:
+    maps: Tensor  # [2, D, D] of a conditional one, drawn once
+
+    def __init__(self, width: int, hidden: int = 128, conditional: bool = False) -> None:
         super().__init__()
+        if conditional:
+            self.register_buffer("maps", torch.randn(2, width, width))
         self.layers = nn.Sequential(
             spectral_norm(nn.Linear(width, hidden)),
             nn.GELU(),
@@ -21,5 +30,9 @@ class Discriminator(nn.Module):
             spectral_norm(nn.Linear(hidden, 1)),
         )
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        return self.layers(embeddings * embeddings.shape[-1] ** 0.5).squeeze(-1)  # unit vectors to unit variance
+    def forward(self, embeddings: Tensor, partners: Tensor | None = None) -> Tensor:
+        if partners is None:
+            seen = embeddings * embeddings.shape[-1] ** 0.5  # unit vectors to unit variance
+        else:
+            seen = (embeddings @ self.maps[0]) * (partners @ self.maps[1])  # unit variance already
+        return self.layers(seen).squeeze(-1)
