@@ -95,7 +95,10 @@ def test_what_cannot_be_searched_is_refused_before_any_work(home: Path, tmp_path
         ({"search": "grid", "space": ["head_lr=1e-5..1e-3"]}, "a grid wants points"),
         ({"target": tmp_path}, "has 0 tiles of split valid, 8 wanted"),
         ({"out": home / "source"}, "is there and holds no sweep; give another --out"),
-        ({"concurrent": 50}, "50 trials with 1 workers want 50 CPU"),
+        (
+            {"concurrent": 50},
+            "--concurrent 50 times --workers 1 want 1 CPU each, this machine offers . CPUs; lower --concurrent",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             call("tune", **sweep(home, out=tmp_path / "out") | settings)
@@ -159,7 +162,7 @@ def test_trials_that_diverge_are_recorded_with_their_reason_and_can_be_tried_aga
 
 @pytest.mark.slow
 def test_asha_stops_trials_that_fall_behind(home: Path):
-    told = sweep(home, out=home / "asha", search="grid", space=["head_lr=1e-2,1e-3,3e-4,1e-4,1e-5,1e-6"])
+    told = sweep(home, out=home / "asha", search="grid", space=["head_lr=1e-3,6e-4,3e-4,1e-4,1e-5,1e-6"])
     told |= {"scheduler": "asha", "steps": 8, "objective": "recall"}
     line = call("tune", **told)
     states = [record["state"] for record in records(home / "asha").values()]

@@ -31,8 +31,11 @@ def options(wanted: WorkersConfig) -> dict[str, Any]:
     return plain | ({"resources": told} if told else {})
 
 
-def require_resources(wanted: WorkersConfig) -> None:
+def require_resources(wanted: WorkersConfig, concurrent: int = 1) -> None:
     """Refuse what a session of our own can never give: Ray would wait for it, without a word. A cluster may grow.
+
+    Args:
+        concurrent: trials at once, each with workers of its own.
 
     Raises:
         ConfigError: more than there is.
@@ -40,11 +43,12 @@ def require_resources(wanted: WorkersConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return
     have = ray.cluster_resources()
+    times, lower = (f"--concurrent {concurrent} times ", "--concurrent, ") if concurrent > 1 else ("", "")
     for kind, each in asked(wanted).items():
-        if each * wanted.workers > have.get(kind, 0):
+        if each * wanted.workers * concurrent > have.get(kind, 0):
             raise ConfigError(
-                f"--workers {wanted.workers} want {_words({kind: each})} each, this machine offers "
-                f"{_words({kind: have.get(kind, 0)})}; lower --workers or {FLAGS.get(kind, '--accelerator')}"
+                f"{times}--workers {wanted.workers} want {_words({kind: each})} each, this machine offers "
+                f"{_words({kind: have.get(kind, 0)})}; lower {lower}--workers or {FLAGS.get(kind, '--accelerator')}"
             )
 
 

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
 from urbancross import lease, storage
 from urbancross.config import TuneConfig
 from urbancross.distributed.adaptation import FEWEST
 from urbancross.distributed.asking import Asker, Halving, Sweep, at_work
-from urbancross.distributed.resources import TRACE, asked
+from urbancross.distributed.resources import TRACE, require_resources
 from urbancross.distributed.session import connect, interruptible
 from urbancross.distributed.sharing import share
 from urbancross.distributed.training import NOT_RESULT, PLACES
@@ -60,7 +59,7 @@ def run(config: TuneConfig) -> Balance:
         before = sum(trial.is_done for trial in sweep.trials())
         if sweep.may_ask or sweep.open:
             connect()
-            require_room(config)
+            require_resources(config, config.concurrent)
             share_and_remember(config, sweep)
             work_through(config, sweep)
         return finished(config, sweep, before)
@@ -112,23 +111,6 @@ def tiles_of(archive: Place, split: str) -> int:
         rows = storage.read_shard(archive / "tiles" / name, ["split", "failure"]).to_pylist()
         count += sum(row["split"] == split and row["failure"] is None for row in rows)
     return count
-
-
-def require_room(config: TuneConfig) -> None:
-    """Refuse what a session of our own can never hold at the same time: trials would wait for each other in vain.
-
-    Raises:
-        ConfigError: more than there is.
-    """
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    have = ray.cluster_resources()
-    for kind, each in asked(config).items():
-        if (wanted := each * config.workers * config.concurrent) > have.get(kind, 0):
-            raise ConfigError(
-                f"{config.concurrent} trials with {config.workers} workers want {wanted:g} {kind}, this machine offers "
-                f"{have.get(kind, 0):g}; lower --concurrent or --workers"
-            )
 
 
 def share_and_remember(config: TuneConfig, sweep: Sweep) -> None:
