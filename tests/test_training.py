@@ -103,6 +103,24 @@ def test_a_batch_in_chunks_has_the_gradient_of_the_whole_in_the_memory_of_one(si
     assert (held < all_held / 2) == (size < 16)
 
 
+def test_texts_of_like_lengths_are_read_together_and_come_back_in_their_order():
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 12, (10,), generator=g)
+    tokens = torch.randint(1, 99, (10, 12), generator=g) * (torch.arange(12) < lengths[:, None])
+    read: list[tuple[int, ...]] = []
+
+    def tower(rows: Tensor) -> Tensor:
+        read.append(tuple(rows.shape))
+        return torch.stack([rows.sum(dim=1), rows[:, 0]], dim=1).float()
+
+    found = training.like_lengths_together(tower, tokens, 0, size=4)
+    assert torch.equal(found, tower(tokens))
+    ordered = sorted(lengths.tolist())
+    assert read[:-1] == [(4, ordered[3]), (4, ordered[7]), (2, ordered[9])]
+    assert torch.equal(training.like_lengths_together(tower, tokens, None, size=4), tower(tokens))
+    assert read[-2] == (10, 12)
+
+
 def test_the_number_of_steps_told_is_the_number_taken():
     events: list[dict] = []
     config = PretrainConfig(archive="a", out="o", head_batch=32, head_epochs=3)

@@ -58,13 +58,18 @@ def towers(pretrained: bool = True) -> nn.Module:
 
 
 class Tokenizer:
-    """Texts to token ids `[B, L]`, no longer than the longest text needs."""
+    """Texts to token ids `[B, L]`, no longer than the longest text needs.
+
+    Attributes:
+        padding: what shorter texts are filled up with; the tower does not heed it.
+    """
 
     context_length = CONTEXT_LENGTH
+    padding = 0
 
     def __init__(self) -> None:
         self.tokenize = open_clip.tokenizer.HFTokenizer(str(weight_files()[1]), context_length=CONTEXT_LENGTH)
 
     def __call__(self, texts: list[str], context_length: int = CONTEXT_LENGTH) -> Tensor:
         tokens = self.tokenize(texts, context_length)
-        return tokens[:, : int((tokens != 0).sum(dim=1).max())]
+        return tokens[:, : int((tokens != self.padding).sum(dim=1).max())]
