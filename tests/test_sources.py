@@ -9,6 +9,7 @@ from rasterio.transform import from_origin
 
 from urbancross import schemas, sources
 from urbancross.errors import ConfigError
+from urbancross.splits import Shares
 
 
 def write_set(folder: Path, *lines: dict | str, images: tuple[str, ...] = ("a.jpg",)) -> Path:
@@ -29,7 +30,7 @@ def write_scene(file: Path, width: int = 7, height: int = 4, crs: str | None = "
 
 
 def plan(source: Path, images: Path | None = None, tile_px: int = 2, valid=0.25, test=0.25, seed=0) -> list[dict]:
-    return sources.plan(str(source), images and str(images), "north", tile_px, sources.Shares(None, valid, test, seed))
+    return sources.plan(str(source), images and str(images), "north", tile_px, Shares(None, valid, test, seed))
 
 
 def test_a_captions_file_becomes_a_row_per_line(tmp_path):
@@ -224,22 +225,6 @@ def test_all_cells_of_a_scene_share_a_split(tmp_path):
     assert sorted(found.pop() for found in splits.values()) == ["test", "train", "train", "valid"]
 
 
-def test_places_are_split_by_quota_and_the_order_they_come_in_changes_nothing():
-    places = [f"scene{number}" for number in range(20)]
-    splits = sources.divide(places, sources.Shares(seed=3))
-    counts = {name: list(splits.values()).count(name) for name in ("train", "valid", "test")}
-    assert counts == {"train": 12, "valid": 3, "test": 5}
-    assert sources.divide(reversed(places), sources.Shares(seed=3)) == splits
-    assert sources.divide(places, sources.Shares(seed=4)) != splits
-
-
-def test_a_small_share_still_gets_a_place_and_a_share_of_nothing_none():
-    splits = sources.divide(["a", "b", "c"], sources.Shares(valid=0.01, test=0.01))
-    assert sorted(splits.values()) == ["test", "train", "valid"]
-    assert set(sources.divide(["a", "b", "c"], sources.Shares(valid=0, test=0)).values()) == {"train"}
-    assert set(sources.divide(["a", "b"], sources.Shares(valid=0.01, test=0.01)).values()) == {"train"}
-
-
 def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path):
     write_scene(tmp_path / "a.tif")
     with pytest.raises(ConfigError, match=r"--valid-share 0\.5 and --test-share 0\.5 leave nothing"):
@@ -295,7 +280,7 @@ def test_a_set_that_names_no_split_is_divided_or_is_of_the_split_that_is_given(t
     (tmp_path / "0.jpg").touch()
     splits = [row["split"] for row in plan(source)]
     assert {name: splits.count(name) for name in set(splits)} == {"train": 10, "valid": 5, "test": 5}
-    told = sources.plan(str(source), None, "north", 2, sources.Shares("test"))
+    told = sources.plan(str(source), None, "north", 2, Shares("test"))
     assert {row["split"] for row in told} == {"test"}
 
 

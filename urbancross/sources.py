@@ -1,16 +1,15 @@
 """What a source holds, as rows of the plan: captioned sets in three dialects, and folders of GeoTIFF scenes."""
 
 import csv
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from urbancross import storage
 from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.globe import are_bounds
+from urbancross.splits import Shares, assign
 from urbancross.tiles import cells
 
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test", "restval": "train"}
@@ -19,18 +18,13 @@ KNOWN = "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Shares:
-    """How tiles whose split nobody names are divided: `split` for all, or shares of whole places by seed."""
-
-    split: str | None = None
-    valid: float = 0.15
-    test: float = 0.25
-    seed: int = 0
-
-
-def plan(source: str, images: str | None, domain: str, tile_px: int, shares: Shares) -> list[Row]:
+def plan(
+    source: str, images: str | None, domain: str, tile_px: int, shares: Shares, known: dict[str, str] | None = None
+) -> list[Row]:
     """Rows of `schemas.PLAN` for everything the source holds.
+
+    Args:
+        known: splits of tiles that were planned before, by id.
 
     Raises:
         ConfigError: nothing there, an unknown kind of source, a caption file that cannot be read, or no usable image.
@@ -61,13 +55,12 @@ def plan(source: str, images: str | None, domain: str, tile_px: int, shares: Sha
                 f"--source {source}: {row['tile_id']} stands in entries {first} and {number}; "
                 "give one entry per image, with all its captions"
             )
-    splits = divide((row[place] for row in rows if row.get("split") is None), shares)
+    assign(rows, shares, known or {})
     versions: dict[str, str | None] = {}  # a scene has many tiles
     for row in rows:
         if row["source"] not in versions:
             versions[row["source"]] = version_of(Path(row["source"]))
         row["source_version"] = versions[row["source"]]
-        row["split"] = row.get("split") or splits[row[place]]
         row.pop("place", None)
     return rows
 
@@ -174,22 +167,6 @@ def _scenes(folder: Path, domain: str, tile_px: int) -> list[Row]:
     if len(problems) == len(scenes):
         raise ConfigError(f"--source {folder}: no scene can be used, {problems[0]}")
     return rows
-
-
-def divide(places: Iterable[str], shares: Shares) -> dict[str, str]:
-    """Assign whole places to splits by quota, in an order that only the seed and the names decide.
-
-    With a share above 0 and more than two places, a split gets at least one place.
-    """
-    order = sorted(set(places), key=lambda place: hashlib.sha256(f"{shares.seed}/{place}".encode()).digest())
-    if shares.split is not None:
-        return dict.fromkeys(order, shares.split)
-    quota = {
-        name: max(round(share * len(order)), 1 if share > 0 and len(order) > 2 else 0)
-        for name, share in (("test", shares.test), ("valid", shares.valid))
-    }
-    names = ["test"] * quota["test"] + ["valid"] * quota["valid"]
-    return dict(zip(order, names + ["train"] * len(order), strict=False))
 
 
 def version_of(path: Path) -> str | None:

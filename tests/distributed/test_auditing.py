@@ -23,7 +23,7 @@ def picture(seed: int) -> np.ndarray:
     return np.asarray(Image.fromarray(small).resize((48, 48), Image.Resampling.BICUBIC))
 
 
-def write_set(folder: Path, tiles: list[tuple[np.ndarray, str, list[float] | None]]) -> Path:
+def write_set(folder: Path, tiles: list[tuple[np.ndarray, str | None, list[float] | None]]) -> Path:
     folder.mkdir()
     lines = []
     for number, (image, split, bounds) in enumerate(tiles):
@@ -37,7 +37,7 @@ def write_set(folder: Path, tiles: list[tuple[np.ndarray, str, list[float] | Non
 def test_copies_that_were_turned_and_neighbours_are_found_and_the_split_is_not_evaluated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    tiles: list[tuple[np.ndarray, str, list[float] | None]] = [
+    tiles: list[tuple[np.ndarray, str | None, list[float] | None]] = [
         (picture(seed), "train", [seed, 0, seed + 0.01, 0.01]) for seed in range(6)
     ]
     tiles += [
@@ -57,6 +57,17 @@ def test_copies_that_were_turned_and_neighbours_are_found_and_the_split_is_not_e
     assert leaks["test", "train"]["examples"] == [["6.png", "0.png"]]
     with pytest.raises(ConfigError, match="split test of .* leaks: 1 of its 3 tiles .*give --allow-leaks"):
         run("evaluate", archive=str(home), checkpoint="starter", split="test")
+
+    # Split by look or by place, the same pictures pass: the copy follows its original, the neighbour makes room.
+    for by, count in (("look", 11), ("place", 9)):
+        given = write_set(tmp_path / by, [(image, None, box) for image, _, box in tiles if box or by == "look"])
+        told_of = {"archive": str(tmp_path / f"by-{by}"), "valid_share": 0.3, "test_share": 0.3, "seed": 5}
+        run("ingest", source=str(given), domain="d", split_by=by, block_m=2000, **told_of)
+        run("audit-splits", archive=told_of["archive"])
+        leaks_of = json.loads((tmp_path / f"by-{by}" / "audit.json").read_text())["leaks"]
+        assert {leak["near_copies" if by == "look" else "neighbours"] for leak in leaks_of} == {0}
+        assert {leak["split"] for leak in leaks_of} == {"train", "valid", "test"}
+        assert sum(leak["tiles"] for leak in leaks_of) == 2 * count
 
     # Of another archive: the train tiles of this one's test copy.
     other = tmp_path / "b"

@@ -23,10 +23,15 @@ class IngestConfig(StageConfig):
     """Scenes only: side of a tile in pixels."""
     split: Split | None = None
     """Split of all tiles for which the source names none; default: by the shares below."""
+    split_by: Literal["file", "place", "look"] = "file"
+    """What stays in one split. file: the tiles of a scene; an image by itself. place: blocks on the ground, and tiles
+    that lie within a tile of another split are left out. look: near-copies in any turn and flip (reads every image)."""
+    block_m: PositiveFloat = 5000.0
+    """With --split-by place: side of a block in metres."""
     valid_share: float = Field(default=0.15, ge=0, lt=1)
-    """Share of scenes, or of images without a split of their own, that form the split `valid`."""
+    """Share of what --split-by keeps together that forms the split `valid`, where the source names no split."""
     test_share: float = Field(default=0.25, ge=0, lt=1)
-    """Share of scenes, or of images without a split of their own, that form the split `test`."""
+    """Likewise of the split `test`."""
     shard_tiles: PositiveInt = 2048
     """Tiles per shard; the unit of work, of commit and of resuming."""
     seed: int = 0

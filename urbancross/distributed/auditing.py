@@ -105,9 +105,11 @@ def tiles_of(archive: Place, embeddings: str | None) -> Tiles:
     table = table_of(archive, "embeddings", embeddings, "embeddings") if embeddings else None
     ids, splits, bounds, hashes, vectors = [], [], [], [], []
     for name in storage.shards(archive / "tiles"):
-        rows = read_rows(archive, "tiles", name, ["tile_id", "split", "bounds"])
+        rows = read_rows(archive, "tiles", name, ["tile_id", "split", "bounds", "failure"])
         ids += rows["tile_id"].to_pylist()
-        splits += [split or "" for split in rows["split"].to_pylist()]
+        # A tile without pixels, also one left out between two splits, is of none.
+        told = zip(rows["split"].to_pylist(), rows["failure"].to_pylist(), strict=True)
+        splits += [split if split and failure is None else "" for split, failure in told]
         bounds += rows["bounds"].to_pylist()
         hashes += storage.read_shard(archive / "hashes" / name, ["hashes"])["hashes"].to_pylist()
         if table is not None:

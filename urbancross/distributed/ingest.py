@@ -7,11 +7,12 @@ from typing import Any
 import pyarrow as pa
 
 from urbancross import lease, schemas, sources, storage, tiles
-from urbancross.config import IngestConfig
+from urbancross.config import AuditConfig, IngestConfig
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import refuse_other_maker, run_stage
 from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.runs import Balance
+from urbancross.splits import Shares
 from urbancross.storage import Place
 from urbancross.tables import ROWS
 
@@ -74,12 +75,18 @@ def stages(config: IngestConfig) -> list[Stage]:
 
 def run(config: IngestConfig) -> Balance:
     archive = storage.place(config.archive)
-    shares = sources.Shares(config.split, config.valid_share, config.test_share, config.seed)
-    rows = sources.plan(config.source, config.images, config.domain, config.tile_px, shares)
+    reach = AuditConfig.model_fields["reach"].default  # what is divided by look passes its own audit
+    shares = Shares(
+        config.split, config.valid_share, config.test_share, config.seed, config.split_by, config.block_m, reach
+    )
+    known = {} if config.split_by == "file" else planned_splits(archive)
+    rows = sources.plan(config.source, config.images, config.domain, config.tile_px, shares, known)
     settings = config.model_dump(
         include={"source", "images", "domain", "tile_px", "split", "valid_share", "test_share", "seed"}
     )
     settings["source"] = str(storage.local(config.source))
+    if config.split_by != "file":  # plans of an earlier version knew no other
+        settings |= config.model_dump(include={"split_by", "block_m"} if config.split_by == "place" else {"split_by"})
     with lease.held(archive / "plan"):
         publish_plan(archive, rows, settings, config.shard_tiles)
     read, given = stages(config)
@@ -87,6 +94,15 @@ def run(config: IngestConfig) -> Balance:
     if any(row["captions"] for row in rows):
         run_stage(archive, given, config)
     return balance
+
+
+def planned_splits(archive: Place) -> dict[str, str]:
+    """Of tiles that an earlier run planned, by id."""
+    found: dict[str, str] = {}
+    for name in storage.shards(archive / "plan"):
+        planned = storage.read_shard(archive / "plan" / name, ["tile_id", "split"])
+        found |= zip(planned["tile_id"].to_pylist(), planned["split"].to_pylist(), strict=True)
+    return found
 
 
 def geoparquet(schema: pa.Schema) -> pa.Schema:

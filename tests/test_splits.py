@@ -1,0 +1,116 @@
+"""Splits: groups are divided whole; blocks keep a buffer between them; near-copies stay together."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from urbancross.duplicates import near_duplicates, neighbours_in_place, perceptual_hashes
+from urbancross.errors import ConfigError
+from urbancross.splits import BUFFER, Shares, assign, block, divide, is_buffer
+
+METRE = 1 / 111_320  # degrees of latitude
+
+
+def tile(name: str, x_m: float, y_m: float, split: str | None = None, side_m: float = 100.0) -> dict[str, Any]:
+    """A tile so many metres east and north of a place on the equator."""
+    bounds = (x_m * METRE, y_m * METRE, (x_m + side_m) * METRE, (y_m + side_m) * METRE)
+    return {"tile_id": name, "bounds": bounds, "failure": None, "split": split, "source": name, "window": None}
+
+
+def grid(across: int, date: str = "") -> list[dict[str, Any]]:
+    return [tile(f"{x}-{y}{date}", 100 * x, 100 * y) for x in range(across) for y in range(across)]
+
+
+def test_groups_are_split_by_quota_and_the_order_they_come_in_changes_nothing():
+    groups = [f"scene{number}" for number in range(20)]
+    splits = divide(groups, Shares(seed=3))
+    counts = {name: list(splits.values()).count(name) for name in ("train", "valid", "test")}
+    assert counts == {"train": 12, "valid": 3, "test": 5}
+    assert divide(reversed(groups), Shares(seed=3)) == splits
+    assert divide(groups, Shares(seed=4)) != splits
+
+
+def test_a_small_share_still_gets_a_group_and_a_share_of_nothing_none():
+    splits = divide(["a", "b", "c"], Shares(valid=0.01, test=0.01))
+    assert sorted(splits.values()) == ["test", "train", "valid"]
+    assert set(divide(["a", "b", "c"], Shares(valid=0, test=0)).values()) == {"train"}
+    assert set(divide(["a", "b"], Shares(valid=0.01, test=0.01)).values()) == {"train"}
+
+
+def test_blocks_are_as_wide_as_high_anywhere_and_one_lies_on_either_side_of_the_antimeridian():
+    for lat in (0.0, 60.0, -75.0):
+        across = {block((lon, lat, lon, lat), 50_000) for lon in np.arange(10, 20, 0.01)}
+        wanted = 10 * 111_320 * np.cos(np.radians(lat)) / 50_000
+        assert abs(len(across) - wanted) <= 2
+    up = {block((10, lat, 10, lat), 50_000) for lat in np.arange(10, 20, 0.01)}
+    assert abs(len(up) - 10 * 110_574 / 50_000) <= 2
+    assert block((179.9, 0, -179.9, 0.1), 1000) == block((-180, 0, -180, 0.1), 1000)
+    assert block((-180, -90, 180, -89), 5000)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_by_place_two_dates_share_a_split_and_no_two_splits_come_within_a_tile_of_each_other(seed: int):
+    rows = grid(24) + grid(24, " later")
+    assign(rows, Shares(by="place", block_m=600, seed=seed), {})
+    kept = [row for row in rows if row["failure"] is None]
+    by_id = {row["tile_id"]: row for row in rows}
+    assert all(by_id[f"{row['tile_id']} later"]["split"] == row["split"] for row in rows[: 24 * 24])
+    near = neighbours_in_place([row["bounds"] for row in kept], [row["bounds"] for row in kept], 1.0)
+    assert all(kept[i]["split"] == kept[j]["split"] for i, j in near.tolist())
+    assert {row["split"] for row in kept} == {"train", "valid", "test"}
+    assert 0.4 * len(rows) < len(kept) < len(rows)
+    assert not any(row["failure"] for row in rows if row["split"] == "test")  # others make room for it
+    assert {row["failure"] for row in rows if row["split"] == "valid"} <= {None, f"{BUFFER}test"}
+
+
+def test_a_source_that_grows_keeps_the_splits_it_has_and_new_tiles_make_room():
+    shares = Shares(by="place", block_m=600)
+    first = grid(12)
+    assign(first, shares, {})
+    known = {row["tile_id"]: row["split"] for row in first}
+    grown = grid(24)
+    assign(grown, shares, known)
+    assert all(row["split"] == known[row["tile_id"]] for row in grown if row["tile_id"] in known)
+    assert not any(is_buffer(row) for row in grown if row["tile_id"] in known)  # the plan has them already
+    kept = [row for row in grown if row["failure"] is None]
+    near = neighbours_in_place([row["bounds"] for row in kept], [row["bounds"] for row in kept], 1.0)
+    mixed = [(kept[i], kept[j]) for i, j in near.tolist() if kept[i]["split"] != kept[j]["split"]]
+    assert all(a["tile_id"] in known and b["tile_id"] in known for a, b in mixed)
+
+
+def test_a_tile_without_a_place_is_named_and_one_that_failed_is_not_asked():
+    rows = [tile("a", 0, 0), {**tile("b", 0, 0), "bounds": None, "failure": "failed:no raster"}]
+    assign(rows, Shares(by="place"), {})
+    rows[1]["failure"], rows[1]["split"] = None, None
+    with pytest.raises(ConfigError, match="--split-by place: b does not say where it lies; give its bounds, or"):
+        assign(rows, Shares(by="place"), {})
+
+
+def test_by_look_near_copies_stay_together_and_one_of_a_tile_that_has_a_split_follows_it(tmp_path: Path):
+    def write(name: str, pixels: np.ndarray, split: str | None = None) -> dict[str, Any]:
+        Image.fromarray(pixels).save(tmp_path / name, quality=90)
+        return {**tile(name, 0, 0, split), "bounds": None, "source": str(tmp_path / name)}
+
+    def scene(seed: int) -> np.ndarray:
+        waves = gaussian_filter(np.random.default_rng(seed).normal(size=(64, 64, 3)), (6, 6, 0))
+        return (255 * (waves - waves.min()) / np.ptp(waves)).astype(np.uint8)
+
+    rows = []
+    for seed in range(12):
+        pixels = scene(seed)
+        rows.append(write(f"{seed}.jpg", pixels, "test" if seed == 0 else None))
+        rows.append(write(f"{seed}-turned.jpg", np.rot90(pixels, seed % 4)[:, :: (-1) ** seed]))
+    rows += [write("plain.jpg", np.full((64, 64, 3), 90, np.uint8))]
+    rows += [{**tile("gone.jpg", 0, 0), "bounds": None, "source": str(tmp_path / "gone.jpg")}]
+    assign(rows, Shares(by="look", valid=0.3, test=0.3), {})
+    splits = {row["tile_id"]: row["split"] for row in rows}
+    assert all(splits[f"{seed}.jpg"] == splits[f"{seed}-turned.jpg"] for seed in range(12))
+    assert splits["0-turned.jpg"] == "test"
+    assert set(splits.values()) == {"train", "valid", "test"}
+    hashes = np.stack([perceptual_hashes(np.asarray(Image.open(row["source"]))) for row in rows[:24]])
+    pairs = near_duplicates(hashes[:, 0], hashes, 4)
+    assert all(rows[i]["split"] == rows[j]["split"] for i, j in pairs.tolist())
