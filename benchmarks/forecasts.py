@@ -3,8 +3,8 @@
     python benchmarks/forecasts.py --source rsicd --out FOLDER [--tiles 4000] [--rounds 3]
 
 Three stages of one captioned set, each forecast by `urbancross plan` and then run by its verb, both in processes of
-their own: embed (a model), segment (a processor-bound engine) and the features of pretrain (tiles and texts). Tables
-are removed between rounds. The run itself says how its forecast came true; this gathers what it said.
+their own: embed (a model), segment (an engine without one) and rank (crops of segments, and texts). Tables are removed
+between rounds. The run itself says how its forecast came true; this gathers what it said.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from urbancross import storage
 STAGES = {
     "embeddings": "embed --checkpoint starter --workers 2",
     "segments": "segment --engine felzenszwalb --workers 2",
-    "features": "pretrain --out {home}/heads --head-epochs 1 --workers 1 --segments none",
+    "ranks": "rank --checkpoint starter --workers 2",
 }
 
 
@@ -38,17 +38,17 @@ def main() -> None:
              "--archive", str(archive), "--domain", "d", "--shard-tiles", "512")  # fmt: skip
     results: list[dict[str, Any]] = []
     for number in range(told.rounds):
-        for kind, text in STAGES.items():
-            command = text.format(home=home)
+        for kind, command in STAGES.items():
             verb("plan", "--archive", str(archive), "--no-knobs", "--stage", command)
             name, *flags = command.split()
             verb(name, "--archive", str(archive), *flags)
             found = {"round": number, "stage": kind, **newest_score(archive)}
             results.append(found)
             print(json.dumps(found), file=sys.stderr, flush=True)
+            assert found["table"].startswith(f"{kind}@"), found
+        for kind in STAGES:
             for table in storage.tables(archive, kind):
                 storage.remove_folder(archive / table)
-            storage.remove_folder(home / "heads")
     storage.write_json(home / "result.json", {"result": results})
     print("| stage | forecast P50, s | took, s | off by, % |\n|---|---|---|---|")
     for kind in STAGES:
@@ -64,7 +64,9 @@ def part_of(source: Path, folder: Path, tiles: int) -> Path:
     """The first tiles of a captioned set, by links."""
     if not folder.is_dir():
         with storage.publish_folder(folder) as place:
-            (place / "images").symlink_to(source / "images")
+            for each in source.iterdir():
+                if each.name != "captions.jsonl":
+                    (place / each.name).symlink_to(each)
             lines = (source / "captions.jsonl").read_text().splitlines(keepends=True)[:tiles]
             (place / "captions.jsonl").write_text("".join(lines))
     return folder

@@ -89,7 +89,7 @@ def test_every_weighting_and_loss_runs_and_tells_its_curves(loss: str, weights: 
     assert events[-1]["pace"] == 1.0
     assert all(0 < event["effective_sample_size"] <= 1.0001 for event in events)
     assert events[0]["reversal"] == 0.0
-    assert events[-1].get("margin") == (pytest.approx(0.5) if loss in ("triplet", "hinge") else None)
+    assert events[-1].get("margin") == (pytest.approx(1.5) if loss in ("triplet", "hinge") else None)
 
 
 @pytest.mark.parametrize("method", get_args(Method))
@@ -112,17 +112,24 @@ def test_fewer_pairs_than_workers_stop_with_a_word():
         (pairs(2), pairs(8), {}, "pairs of the source: 2"),
         (pairs(8), pairs(2), {}, "tiles of the target: 2"),
         (pairs(8), pairs(8), known, "tiles of the target that have a partner: 1"),
+        (pairs(8), pairs(8), {"target_batch": 2}, "--target-batch: 2"),
     ):
         with pytest.raises(TrainingError, match=f"{word}, fewer than the 3 workers that share them; lower --workers"):
             adaptation.adapt(encoder(), source, target, adapting(**settings), team, lambda event: None)
     with pytest.raises(TrainingError, match="pairs to learn from: 2, fewer than the 3 workers"):
         pretrained(pairs(2), team)
+    with pytest.raises(TrainingError, match="--head-batch: 2, fewer than the 3 workers"):
+        pretrained(pairs(8), team, head_batch=2)
 
 
 def test_a_flag_beside_a_method_goes_before_it():
     assert adapting(method="dann").weights == "uniform"
     assert adapting(method="dann", weights="iwan").weights == "iwan"
     assert adapting(method="oracle").setting == "oracle"
+    with pytest.raises(
+        ValueError, match="--discriminator-lr 0.0001 below --head-lr 0.01: the discriminators would not"
+    ):
+        adapting(method="dann", discriminator_lr=1e-4, head_lr=1e-2)
     with pytest.raises(ValueError, match="known pairs need --setting"):
         adapting(target_pairs="known")
 
@@ -225,6 +232,32 @@ def test_a_conditional_discriminator_sees_a_swap_of_meanings_and_a_plain_one_doe
             optimiser.step()
     assert right[False] < 0.75
     assert right[True] > 0.95
+
+
+def test_believed_partners_do_not_tell_two_equal_domains_apart():
+    """A source pair's own text is in the batch and a target tile's is not: neither domain may use it."""
+    g = torch.Generator().manual_seed(0)
+    rows = nn.functional.normalize(torch.randn(192, 32, generator=g), dim=1)
+    texts = nn.functional.normalize(rows + 0.05 * torch.randn(192, 32, generator=g), dim=1)
+    domains = {"image": (rows[:64], rows[64:96]), "text": (texts[:64], texts[96:128])}  # target texts of other tiles
+    partners = adaptation.believed_partners(domains, torch.eye(64, dtype=torch.bool), torch.tensor(20.0))
+    for kind, sides in domains.items():
+        fit = [(own * partner).sum(dim=1).mean() for own, partner in zip(sides, partners[kind], strict=True)]
+        assert abs(fit[0] - fit[1]) < 0.05
+    partners = adaptation.believed_partners(domains, torch.zeros(64, 64, dtype=torch.bool), torch.tensor(20.0))
+    fit = [(own * partner).sum(dim=1).mean() for own, partner in zip(domains["image"], partners["image"], strict=True)]
+    assert fit[0] - fit[1] > 0.15  # as it would be
+
+
+def test_discriminators_that_only_watch_stop_nothing(monkeypatch: pytest.MonkeyPatch):
+    told: list[float | None] = []
+    monkeypatch.setattr(adaptation, "stop_where_it_harms", lambda first, now, accuracy: told.append(accuracy))
+    for weight in (0.0, 0.01):
+        config = adapting(adversary_weight=weight, steps=1)
+        model, kept = pretrained(pairs(), head_epochs=1), (pairs(16), pairs(16, seed=5))
+        adaptation.adapt(model, pairs(), pairs(seed=7), config, training.ALONE, lambda event: None, kept_back=kept)
+    assert told[0] is None
+    assert told[1] is not None
 
 
 @pytest.mark.parametrize("condition", ["none", "partner"])

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from urbancross.duplicates import near_duplicates, neighbours_in_place, perceptual_hashes
 from urbancross.errors import ConfigError
-from urbancross.splits import BUFFER, Shares, assign, block, divide, is_buffer
+from urbancross.splits import BUFFER, LEFT_OUT, Shares, assign, block, divide, is_buffer
 
 METRE = 1 / 111_320  # degrees of latitude
 
@@ -71,23 +71,34 @@ def test_a_source_that_grows_keeps_the_splits_it_has_and_new_tiles_make_room():
     shares = Shares(by="place", block_m=600)
     first = grid(12)
     assign(first, shares, {})
-    known = {row["tile_id"]: row["split"] for row in first}
+    known = {row["tile_id"]: LEFT_OUT if is_buffer(row) else row["split"] for row in first}
     grown = grid(24)
     assign(grown, shares, known)
-    assert all(row["split"] == known[row["tile_id"]] for row in grown if row["tile_id"] in known)
-    assert not any(is_buffer(row) for row in grown if row["tile_id"] in known)  # the plan has them already
+    before = {row["tile_id"]: row for row in first}
+    for row in grown:
+        if row["tile_id"] in known:
+            assert is_buffer(row) == is_buffer(before[row["tile_id"]])
+            assert is_buffer(row) or row["split"] == before[row["tile_id"]]["split"]
     kept = [row for row in grown if row["failure"] is None]
     near = neighbours_in_place([row["bounds"] for row in kept], [row["bounds"] for row in kept], 1.0)
-    mixed = [(kept[i], kept[j]) for i, j in near.tolist() if kept[i]["split"] != kept[j]["split"]]
-    assert all(a["tile_id"] in known and b["tile_id"] in known for a, b in mixed)
+    assert all(kept[i]["split"] == kept[j]["split"] for i, j in near.tolist())
+    assert {row["split"] for row in kept if row["tile_id"] not in known} == {"train", "valid", "test"}
 
 
 def test_a_tile_without_a_place_is_named_and_one_that_failed_is_not_asked():
-    rows = [tile("a", 0, 0), {**tile("b", 0, 0), "bounds": None, "failure": "failed:no raster"}]
-    assign(rows, Shares(by="place"), {})
-    rows[1]["failure"], rows[1]["split"] = None, None
+    rows = [tile("a", 0, 0), tile("c", 9000, 0), {**tile("b", 0, 0), "bounds": None, "failure": "failed:no raster"}]
+    assign(rows, Shares(by="place", valid=0, test=0.5), {})
+    assert sorted(row["split"] for row in rows[:2]) == ["test", "train"]  # what failed is no place of its own
+    for row in rows:
+        row["failure"], row["split"] = None, None
     with pytest.raises(ConfigError, match="--split-by place: b does not say where it lies; give its bounds, or"):
         assign(rows, Shares(by="place"), {})
+
+
+def test_one_split_for_all_goes_before_what_stays_together():
+    rows = [tile("a", 0, 0), tile("b", 50, 0, "valid")]
+    assign(rows, Shares(split="test", by="place"), {})
+    assert [(row["split"], row["failure"]) for row in rows] == [("test", None), ("valid", None)]
 
 
 def test_by_look_near_copies_stay_together_and_one_of_a_tile_that_has_a_split_follows_it(tmp_path: Path):
@@ -106,7 +117,9 @@ def test_by_look_near_copies_stay_together_and_one_of_a_tile_that_has_a_split_fo
         rows.append(write(f"{seed}-turned.jpg", np.rot90(pixels, seed % 4)[:, :: (-1) ** seed]))
     rows += [write("plain.jpg", np.full((64, 64, 3), 90, np.uint8))]
     rows += [{**tile("gone.jpg", 0, 0), "bounds": None, "source": str(tmp_path / "gone.jpg")}]
-    assign(rows, Shares(by="look", valid=0.3, test=0.3), {})
+    like_two = [write(f"{name}.jpg", scene(99), split) for name, split in (("x", "train"), ("y", "test"), ("z", None))]
+    assign([*rows, *like_two], Shares(by="look", valid=0.3, test=0.3), {})
+    assert [row["failure"] for row in like_two] == [None, None, f"{BUFFER}test and train"]
     splits = {row["tile_id"]: row["split"] for row in rows}
     assert all(splits[f"{seed}.jpg"] == splits[f"{seed}-turned.jpg"] for seed in range(12))
     assert splits["0-turned.jpg"] == "test"

@@ -30,8 +30,8 @@ def main() -> None:
     told = parser.parse_args()
     home = Path(told.out).absolute()
     for name, (share, seed) in COUNTRIES.items():
-        country = replace(NORTHLAND, name=name, gsd_m=told.gsd_m, style=mixed(share))
-        archive_of(country, home / name, home / f"{name}-world", told.scenes, seed)
+        country = replace(NORTHLAND, name=name, lon=NORTHLAND.lon + seed / 10, gsd_m=told.gsd_m, style=mixed(share))
+        archive_of(country, home / name, home / f"{name}-{told.scenes}-{told.gsd_m:g}", told.scenes, seed)
 
 
 def mixed(share: float) -> Style:

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,7 @@ def adapt(
     """
     require_shares(source.tiles, "pairs of the source", team)
     require_shares(len(target), "tiles of the target", team)
+    require_shares(config.target_batch, "--target-batch", team)
     reference = Reference(encoder, target)
     with_segments = source.with_segments
     kinds = ["image", "text", *(["segment"] if with_segments and config.segment_encoder == "separate" else [])]
@@ -126,10 +128,10 @@ def adapt(
 
         domains = {"image": (v, target_v), "text": (u, target_u)}
         sharpness = encoder.inverse_temperature()
-        partners_of = believed_partners(domains, sharpness) if conditional else {}
+        positive = losses.positives(chosen.tile_keys, chosen.text_keys).to(encoder.device)
+        partners_of = believed_partners(domains, positive, sharpness) if conditional else {}
         logits = judges["image"](v, partners_of["image"][0] if conditional else None).detach()
         weights = curriculum.source_weights(close[admitted], config.weights, logits=logits, generator=generator)
-        positive = losses.positives(chosen.tile_keys, chosen.text_keys).to(encoder.device)
         margin = curriculum.margin(progress, config.margin_start, config.margin_end)
         contrast = "infonce" if config.loss == "triplet" else config.loss
         loss_of = losses.contrast(contrast, sharpness, bias, margin)
@@ -165,7 +167,7 @@ def adapt(
         told = {}
         if kept_back and first and (step % config.evaluate_steps == 0 or step == config.steps):
             now = diagnose(encoder, *kept_back, config.seed)
-            stop_where_it_harms(first, now, accuracy)
+            stop_where_it_harms(first, now, accuracy if config.adversary_weight else None)
             told = asdict(now)
         on_step(
             {
@@ -247,22 +249,35 @@ class Partners:
 def take_off_means(encoder: DualEncoder, target: Pairs) -> None:
     """Have the heads take the mean of the target's embeddings off theirs; segments are seen as tiles are."""
     for kind, features in (("image", target.images), ("text", target.texts)):
-        centre = encoder.heads[kind](features.to(encoder.device)).mean(dim=0)
+        parts = [encoder.heads[kind](part.to(encoder.device)).sum(dim=0) for part in features.split(BLOCK)]
+        centre = torch.stack(parts).sum(dim=0) / len(features)
         for head in ("image", "segment") if kind == "image" else ("text",):
-            encoder.heads[head].centre += centre
+            seen_by: Any = encoder.heads[head]
+            seen_by.centre += centre
 
 
 Sides = tuple[Tensor, Tensor]  # [n, D] of the source, [m, D] of the target
 
 
-def believed_partners(domains: dict[str, Sides], inverse_temperature: Tensor) -> dict[str, Sides]:
-    """For every embedding the partner that the model believes it has among those of its domain, see `matching`."""
+def believed_partners(domains: dict[str, Sides], positive: Tensor, inverse_temperature: Tensor) -> dict[str, Sides]:
+    """For every embedding the partner that the model believes it has among others of its domain, see `matching`.
 
-    def among(own: Sides, others: Sides) -> Sides:
-        source, target = (matching.believed(*pair, inverse_temperature) for pair in zip(own, others, strict=True))
-        return source, target
+    Both domains choose alike, or the choice itself would tell them apart: among equally many, and a source pair not
+    among its own, for a target tile's own texts are hardly ever in the batch.
 
-    return {"image": among(domains["image"], domains["text"]), "text": among(domains["text"], domains["image"])}
+    Args:
+        positive: [n, n] bool, rows tiles, columns texts of the source that belong together.
+    """
+    count = min(len(domains["text"][0]), len(domains["text"][1]))
+
+    def among(own: Sides, others: Sides, barred: Tensor) -> Sides:
+        return (
+            matching.believed(own[0], others[0][:count], inverse_temperature, barred[:, :count]),
+            matching.believed(own[1], others[1][:count], inverse_temperature),
+        )
+
+    v, u = domains["image"], domains["text"]
+    return {"image": among(v, u, positive), "text": among(u, v, positive.T)}
 
 
 def contest(

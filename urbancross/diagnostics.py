@@ -87,8 +87,11 @@ def retrieval(v: Tensor, u: Tensor, pairs: Pairs, bootstrap: int, seed: int = 0)
     return metrics.evaluate_retrieval(v.numpy(), u.numpy(), owner.numpy(), bootstrap=bootstrap, seed=seed)
 
 
-def stop_where_it_harms(first: Diagnosis, now: Diagnosis, discriminator_accuracy: float) -> None:
+def stop_where_it_harms(first: Diagnosis, now: Diagnosis, discriminator_accuracy: float | None) -> None:
     """
+    Args:
+        discriminator_accuracy: None where nothing works against the discriminators, which only watch then.
+
     Raises:
         TrainingError: the embeddings collapse, or the adversary has won and the source is being unlearnt.
     """
@@ -97,7 +100,11 @@ def stop_where_it_harms(first: Diagnosis, now: Diagnosis, discriminator_accuracy
             f"the embeddings collapse: their variance fell from {first.variance:.3f} to {now.variance:.3f}; "
             "lower --adversary-weight, --gap-weight or --head-lr"
         )
-    if discriminator_accuracy < AT_CHANCE and now.source_recall < LOST * first.source_recall:
+    if (
+        discriminator_accuracy is not None
+        and discriminator_accuracy < AT_CHANCE
+        and now.source_recall < LOST * first.source_recall
+    ):
         raise TrainingError(
             f"the adversary runs away: the discriminators are at chance ({discriminator_accuracy:.2f}) and mR on the "
             f"source fell from {first.source_recall:.3f} to {now.source_recall:.3f}; lower "

@@ -141,18 +141,22 @@ def mutual(scores: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def believed(embeddings: Tensor, others: Tensor, inverse_temperature: Tensor) -> Tensor:
+def believed(embeddings: Tensor, others: Tensor, inverse_temperature: Tensor, barred: Tensor | None = None) -> Tensor:
     """The partner that the model takes each row to have: the mean of the others by its own chances, of unit length.
 
     Args:
         embeddings: [n, D] tiles, or texts.
         others: [m, D] of the other modality and the same domain.
         inverse_temperature: scalar, of the softmax over the others.
+        barred: [n, m] bool, others that do not count for a row; not all of them.
 
     Returns:
         [n, D], without gradient.
     """
-    return F.normalize((inverse_temperature * embeddings @ others.T).softmax(dim=1) @ others, dim=1)
+    scores = inverse_temperature * embeddings @ others.T
+    if barred is not None:
+        scores = scores.masked_fill(barred & ~barred.all(dim=1, keepdim=True), -torch.inf)
+    return F.normalize(scores.softmax(dim=1) @ others, dim=1)
 
 
 @dataclass(frozen=True)

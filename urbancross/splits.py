@@ -16,13 +16,15 @@ from scipy.sparse.csgraph import connected_components
 
 from urbancross import globe, tiles
 from urbancross.duplicates import near_duplicates, neighbours_in_place, perceptual_hashes
-from urbancross.errors import ConfigError, TileError
+from urbancross.errors import ConfigError
 from urbancross.progress import meter, say
 
 By = Literal["file", "place", "look"]
 Row = dict[str, Any]
 
 BUFFER_TILES = 1.0
+BUFFER = "skipped:too near to split "
+LEFT_OUT = "left out"
 ORDER = ("test", "valid", "train")  # of two tiles too near to each other, the one whose split comes last goes
 
 
@@ -48,34 +50,46 @@ class Shares:
 
 
 def assign(rows: list[Row], shares: Shares, known: dict[str, str]) -> None:
-    """Give a split to every row that names none; with `place`, leave tiles out that lie too near to another split's.
+    """Give a split to every row that names none; leave out what would lie too near to another split, or look like two.
 
-    What has a split, by the source or by an earlier plan, keeps it, and so does what belongs to the same group.
+    What has a split, by the source or by an earlier plan, keeps it, and what belongs to the same group follows it.
 
     Args:
-        known: splits of tiles that were planned before, by id.
+        known: splits of tiles that were planned before, or `LEFT_OUT`, by id.
 
     Raises:
         ConfigError: a tile does not say where it lies, with `place`.
     """
+    by: By = "file" if shares.split is not None else shares.by
     for row in rows:
         row["split"] = row.get("split") or known.get(row["tile_id"])
-    keys = GROUPS[shares.by](rows, shares)
-    splits: dict[str, str] = {}
-    for row, key in zip(rows, keys, strict=True):
-        if row["split"] is not None:
-            splits[key] = min(row["split"], splits.get(key, row["split"]), key=ORDER.index)
-    splits |= divide((key for key in keys if key not in splits), shares)
+        if row["split"] == LEFT_OUT:
+            row["split"], row["failure"] = ORDER[-1], f"{BUFFER}another"  # the plan has it already
     free = [row for row in rows if row["split"] is None]
-    for row, key in zip(rows, keys, strict=True):
-        row["split"] = row["split"] or splits[key]
-    if shares.by == "file" or shares.split is not None:
+    if not free:
         return
-    if shares.by == "place":
-        leave_buffer(rows, free)
+    live = [row for row in rows if row["failure"] is None] if by != "file" else rows
+    keys = GROUPS[by](live, shares)
+    named: dict[str, set[str]] = {}
+    for row, key in zip(live, keys, strict=True):
+        if row["split"] is not None:
+            named.setdefault(key, set()).add(row["split"])
+    splits = {key: min(found, key=ORDER.index) for key, found in named.items()}
+    splits |= divide((key for key in keys if key not in splits), shares)
+    for row, key in zip(live, keys, strict=True):
+        if row["split"] is None:
+            row["split"] = splits[key]
+            if by == "look" and len(named.get(key, ())) > 1:
+                row["failure"] = f"{BUFFER}{' and '.join(sorted(named[key]))}"
+    for row in free:
+        row["split"] = row["split"] or ORDER[-1]  # what cannot be used anyway
+    if by == "file":
+        return
+    if by == "place":
+        leave_buffer(live, free)
     counts = Counter("left out" if is_buffer(row) else row["split"] for row in free)
     told = ", ".join(f"{counts[name]:,} {name}" for name in (*reversed(ORDER), "left out"))
-    say(f"ingest: {len(set(keys)):,} groups by {shares.by}: {told}")
+    say(f"ingest: {len(set(keys)):,} groups by {by}: {told}")
 
 
 def divide(groups: Iterable[str], shares: Shares) -> dict[str, str]:
@@ -102,7 +116,7 @@ def by_file(rows: list[Row], shares: Shares) -> list[str]:
 def by_place(rows: list[Row], shares: Shares) -> list[str]:
     """Tiles in one block on the ground stay together, whichever scene and date they are of."""
     for row in rows:
-        if row.get("bounds") is None and row["failure"] is None and row["split"] is None:
+        if row.get("bounds") is None and row["split"] is None:
             raise ConfigError(
                 f"--split-by place: {row['tile_id']} does not say where it lies; give its bounds, or --split-by look"
             )
@@ -129,21 +143,23 @@ def by_look(rows: list[Row], shares: Shares) -> list[str]:
     with meter("images to group by look", len(rows)) as told:
         for number, row in enumerate(rows):
             told.add(1)
-            if row["failure"] is None:
-                try:
-                    hashes.append(perceptual_hashes(tiles.decode(pixels_of(row))))
-                    seen.append(number)
-                except TileError:
-                    pass
-    label = np.arange(len(rows))
+            try:
+                hashes.append(perceptual_hashes(tiles.decode(pixels_of(row))))
+                seen.append(number)
+            except Exception:  # whatever a library makes of a bad file: `tiles` says what is wrong with it
+                continue
+    names = [row["tile_id"] for row in rows]
     if seen:
         found = np.stack(hashes)
         pairs = near_duplicates(found[:, 0], found, shares.reach)
         graph = coo_array((np.ones(len(pairs), bool), pairs.T), (len(seen), len(seen)))
-        of = connected_components(graph, directed=False)[1]
-        first = np.unique(of, return_index=True)[1]
-        label[seen] = np.array(seen)[first[of]]
-    return [rows[number]["tile_id"] for number in label.tolist()]
+        first: dict[int, str] = {}
+        of = connected_components(graph, directed=False)[1].tolist()
+        for number, group in zip(seen, of, strict=True):
+            first[group] = min(first.get(group, names[number]), names[number])
+        for number, group in zip(seen, of, strict=True):
+            names[number] = first[group]
+    return names
 
 
 def pixels_of(row: Row) -> bytes:
@@ -153,7 +169,7 @@ def pixels_of(row: Row) -> bytes:
 
 def leave_buffer(rows: list[Row], free: list[Row]) -> None:
     """Leave out tiles of `free` that lie within a tile's width of another split's: of two, the one that comes last."""
-    placed = [row for row in rows if row.get("bounds") is not None and row["failure"] is None]
+    placed = [row for row in rows if row.get("bounds") is not None]
     loose = {id(row) for row in free}
     for rank, name in enumerate(ORDER):
         mine = [row for row in placed if row["split"] == name and id(row) in loose]
@@ -169,7 +185,6 @@ def leave_buffer(rows: list[Row], free: list[Row]) -> None:
             mine[number]["failure"] = f"{BUFFER}{others[other]['split']}"
 
 
-BUFFER = "skipped:within a tile of split "
 GROUPS: dict[By, Callable[[list[Row], Shares], list[str]]] = {"file": by_file, "place": by_place, "look": by_look}
 
 

@@ -52,6 +52,9 @@ def pretrain(
 ) -> None:
     """Learn by contrast, L = L(V, U) + segment_weight * L(Z, U) (UrbanCross, arXiv 2404.14241): heads, then tower."""
     require_shares(feed.tiles, "pairs to learn from", team)
+    require_shares(config.head_batch, "--head-batch", team)
+    if config.train != "heads":
+        require_shares(config.image_batch, "--image-batch", team)
     heads = nn.ModuleList([encoder.heads["image"], encoder.heads["text"]])
     if feed.with_segments and config.segment_encoder == "separate":
         heads.append(encoder.heads["segment"])

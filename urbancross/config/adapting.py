@@ -29,6 +29,8 @@ _PAPER: dict[str, Any] = {
     "weights": "similarity",
     "adversary_weight": 0.01,
     "target_pairs": "none",
+    "margin_start": 0.5,
+    "margin_end": 1.5,
 }
 METHODS: dict[str, dict[str, Any]] = {
     "transport": {},
@@ -104,7 +106,7 @@ class AdaptConfig(TrainingConfig):
     pace_start: float = Field(default=0.3, gt=0, le=1)
     """Share of source candidates at the start."""
     weights: Literal["similarity", "iwan", "uniform", "shuffled"] = "uniform"
-    """How source pairs are weighted."""
+    """How source pairs are weighted, in the adversarial term and in --loss triplet; the other losses weigh none."""
     adversary: Literal["reversed", "as-released"] = "reversed"
     """reversed: the encoder works against the discriminators. as-released: with them, and the domains move apart."""
     adversary_weight: NonNegativeFloat = 0.0
@@ -139,6 +141,11 @@ class AdaptConfig(TrainingConfig):
             raise ValueError(
                 f"--setting {self.setting} with --target-pairs {self.target_pairs}: known pairs need --setting "
                 "few-shot or oracle, and those settings --target-pairs known"
+            )
+        if self.adversary_weight and self.discriminator_lr < self.head_lr:
+            raise ValueError(
+                f"--discriminator-lr {self.discriminator_lr:g} below --head-lr {self.head_lr:g}: the discriminators "
+                "would not keep up; raise the one or lower the other"
             )
         if self.negative == "target-tile" and self.loss != "triplet":
             raise ValueError("--negative target-tile means nothing without --loss triplet; give it, or leave it out")

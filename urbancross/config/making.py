@@ -27,7 +27,7 @@ class IngestConfig(StageConfig):
     """What stays in one split. file: the tiles of a scene; an image by itself. place: blocks on the ground, and tiles
     that lie within a tile of another split are left out. look: near-copies in any turn and flip (reads every image)."""
     block_m: PositiveFloat = 5000.0
-    """With --split-by place: side of a block in metres."""
+    """With --split-by place: side of a block in metres; many times a tile's, or most tiles lie between two splits."""
     valid_share: float = Field(default=0.15, ge=0, lt=1)
     """Share of what --split-by keeps together that forms the split `valid`, where the source names no split."""
     test_share: float = Field(default=0.25, ge=0, lt=1)

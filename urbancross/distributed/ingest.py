@@ -6,13 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from urbancross import lease, schemas, sources, storage, tiles
+from urbancross import lease, schemas, sources, splits, storage, tiles
 from urbancross.config import AuditConfig, IngestConfig
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import refuse_other_maker, run_stage
 from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.runs import Balance
-from urbancross.splits import Shares
 from urbancross.storage import Place
 from urbancross.tables import ROWS
 
@@ -75,8 +74,8 @@ def stages(config: IngestConfig) -> list[Stage]:
 
 def run(config: IngestConfig) -> Balance:
     archive = storage.place(config.archive)
-    reach = AuditConfig.model_fields["reach"].default  # what is divided by look passes its own audit
-    shares = Shares(
+    reach = AuditConfig.model_fields["reach"].default  # near-copies as `audit-splits` sees them
+    shares = splits.Shares(
         config.split, config.valid_share, config.test_share, config.seed, config.split_by, config.block_m, reach
     )
     known = {} if config.split_by == "file" else planned_splits(archive)
@@ -97,11 +96,11 @@ def run(config: IngestConfig) -> Balance:
 
 
 def planned_splits(archive: Place) -> dict[str, str]:
-    """Of tiles that an earlier run planned, by id."""
+    """Of tiles that an earlier run planned, by id; half a plan says nothing, or the rest would be divided otherwise."""
     found: dict[str, str] = {}
-    for name in storage.shards(archive / "plan"):
-        planned = storage.read_shard(archive / "plan" / name, ["tile_id", "split"])
-        found |= zip(planned["tile_id"].to_pylist(), planned["split"].to_pylist(), strict=True)
+    for name in storage.json_or_none(archive / "plan" / ROWS, "plan") or {}:
+        planned = storage.read_shard(archive / "plan" / name, ["tile_id", "split", "failure"]).to_pylist()
+        found |= {row["tile_id"]: splits.LEFT_OUT if splits.is_buffer(row) else row["split"] for row in planned}
     return found
 
 

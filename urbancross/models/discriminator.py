@@ -12,8 +12,8 @@ class Discriminator(nn.Module):
     separates the two domains so sharply that its gradient leads the encoder nowhere, and adaptation loses recall.
 
     A conditional one sees an embedding f together with the partner g that the model believes it has, as the randomised
-    multilinear map (R_f f) * (R_g g) / sqrt(D) of CDAN (Long et al., arXiv 1705.10667, section 3.2): so it can tell
-    domains apart whose embeddings lie alike and mean other things.
+    multilinear map (R_f f) * (R_g g) of CDAN (Long et al., arXiv 1705.10667, section 3.2), here of unit variance: so it
+    can tell domains apart whose embeddings lie alike and mean other things.
     """
 
     maps: Tensor  # [2, D, D] of a conditional one, drawn once
