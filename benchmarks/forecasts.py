@@ -50,14 +50,15 @@ def main() -> None:
             for table in storage.tables(archive, kind):
                 storage.remove_folder(archive / table)
     storage.write_json(home / "result.json", {"result": results})
-    print("| stage | forecast P50, s | took, s | off by, % |\n|---|---|---|---|")
+    print("| stage | forecast P50, s | took, s | off by, % | within P90 |\n|---|---|---|---|---|")
     for kind in STAGES:
         rows = [found for found in results if found["stage"] == kind]
         told_s, took_s, off = (
             statistics.median(found[key] for found in rows) for key in ("forecast_s", "took_s", "error")
         )
         each = ", ".join(f"{100 * found['error']:+.0f}" for found in rows)
-        print(f"| {kind} | {told_s:.0f} | {took_s:.0f} | {100 * off:+.0f} ({each}) |")
+        within = sum(found["took_s"] <= found["forecast_p90_s"] for found in rows)
+        print(f"| {kind} | {told_s:.0f} | {took_s:.0f} | {100 * off:+.0f} ({each}) | {within} of {len(rows)} |")
 
 
 def part_of(source: Path, folder: Path, tiles: int) -> Path:

@@ -39,6 +39,7 @@ def test_the_launchers_file_is_what_ray_up_takes():
     assert types["head"]["max_workers"] == 0
     assert types["head"]["resources"] == {"CPU": 0}  # no actor takes the head down
     assert "InstanceMarketOptions" not in types["head"]["node_config"]
+    assert all(kind["node_config"]["ImageId"] == "AMI" for kind in types.values())  # Ray's own are not in every region
     for kind in ("cpu", "gpu"):
         assert types[kind]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
         assert types[kind]["max_workers"] <= told["max_workers"]

@@ -33,7 +33,7 @@ def probe(*workers: list[Batch], connect_s: float = 5.0) -> Probe:
 def told(
     tried: Probe, shards: list[int], price: Price | None = None, workers: int | None = None, **more: Any
 ) -> Forecast:
-    known = {"table": "t", "command": "c", "maker": "m", "assumed": False} | more
+    known = {"table": "t", "command": "c", "maker": "m", "assumed": False, "asked": 2} | more
     return forecast.forecast(tried, shards, 0.5, price or Price(), 0, workers, **known)
 
 
@@ -142,8 +142,10 @@ def test_the_newest_forecast_of_the_same_maker_counts(tmp_path: Any):
     leave(3, assumed=True)
     leave(4, maker="other")
     leave(5, table="u")
-    storage.write_json(tmp_path / "runs" / "20260106T-plan" / "balance.json", {})
-    found = runs.forecast_of(tmp_path, "t", "m")
+    leave(6, asked=8)  # for a run of eight workers
+    storage.write_json(tmp_path / "runs" / "20260107T-plan" / "balance.json", {})
+    found = runs.forecast_of(tmp_path, "t", "m", 2)
     assert found is not None
     assert found["number"] == 2
-    assert runs.forecast_of(tmp_path, "t", "none") is None
+    assert (runs.forecast_of(tmp_path, "t", "m", 8) or {})["number"] == 6
+    assert runs.forecast_of(tmp_path, "t", "none", 2) is None

@@ -90,6 +90,7 @@ class Forecast:
         maker: digest of the settings and sources that the table will have.
         tiles, shards: that are still to be made.
         assumed: for another number of tiles or workers than the run here will have.
+        asked: workers that the command asks for; a run with others is not held to it.
         start_s: until the average worker has its first batch behind it.
         shares: of the workers' time, by what they do; they add up to 1.
         probed: tiles that were tried.
@@ -104,6 +105,7 @@ class Forecast:
     workers: int
     gpus_per_worker: float
     assumed: bool
+    asked: int
     probed: int
     tile_s: float  # one worker's seconds a tile
     start_s: float
@@ -155,7 +157,9 @@ def forecast(
         np.array([getattr(batch, name) for batch in batches], float)[chosen]
         for name in ("tiles", "transform_s", "encode_s", "size_bytes")
     )  # each [DRAWS, batches]
-    every = probe.batches
+    every = [batch for batch in probe.batches if not batch.first] or list(
+        probe.batches
+    )  # the first read is in the start
     read_tile_s = sum(batch.read_s for batch in every) / sum(batch.shard_tiles for batch in every)
     shard_s = float(np.median([batch.create_s for batch in every])) + hand_over_s(probe)
     made_s = (transform + encode).sum(1) / tiles.sum(1)  # [DRAWS], a tile
@@ -189,7 +193,7 @@ def forecast(
         shards=len(rows),
         workers=workers,
         gpus_per_worker=gpus_per_worker,
-        probed=sum(batch.tiles for batch in every),
+        probed=sum(batch.tiles for batch in probe.batches),
         tile_s=float(made_s.mean()) + read_tile_s,
         start_s=probe.connect_s + start_s + end_s,
         seconds=wall,

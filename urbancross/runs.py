@@ -117,18 +117,20 @@ def balances(home: Place) -> list[dict[str, Any]]:
     return found
 
 
-def forecast_of(home: Place, table: str, maker: str) -> dict[str, Any] | None:
+def forecast_of(home: Place, table: str, maker: str, workers: int) -> dict[str, Any] | None:
     """The newest forecast of a table that `plan` left below `home`; None where there is none for what makes it now.
 
     Args:
         maker: digest of the settings and sources that make the table.
+        workers: that the run was told to have.
     """
     for name in reversed(storage.names(home / "runs")):
         if name.endswith("-plan"):
             for told in (storage.json_or_none(home / "runs" / name / "forecast.json", "run") or {}).get(
                 "forecasts", []
             ):
-                if told["table"] == table and told["maker"] == maker and not told["assumed"]:
+                same = (told["table"], told["maker"], told.get("asked", workers)) == (table, maker, workers)
+                if same and not told["assumed"]:
                     return told
     return None
 

@@ -19,6 +19,7 @@ from urbancross.sweep import outcomes
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
+CPUS = (os.cpu_count() or 1) + 2  # that a session of our own has
 PROGRAM = "import sys; from urbancross.cli import main; main(sys.argv.pop(1))"
 
 
@@ -96,9 +97,11 @@ def test_what_cannot_be_searched_is_refused_before_any_work(home: Path, tmp_path
         ({"target": tmp_path}, "has 0 tiles of split valid, 8 wanted"),
         ({"out": home / "source"}, "is there and holds no sweep; give another --out"),
         (
-            {"concurrent": 50},
-            "--concurrent 50 times --workers 1 want 1 CPU each, this machine offers . CPUs; lower --concurrent",
+            {"concurrent": 10**6},
+            r"--concurrent 1000000 times --workers 1 want 1 CPU each, and their trial a trace, this",
         ),
+        ({"workers": CPUS}, rf"--concurrent 1 times --workers {CPUS} want 1 CPU each, and their trial a trace, this"),
+        ({"pace": "none", "space": ["pace_start=0.1..0.9"]}, "--space pace_start means nothing with --pace none"),
     ):
         with pytest.raises(ConfigError, match=message):
             call("tune", **sweep(home, out=tmp_path / "out") | settings)

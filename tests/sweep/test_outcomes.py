@@ -1,6 +1,7 @@
 """Outcomes on disk, ranked, and summed up by setting."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def test_points_that_mean_the_same_count_once():
     trials = [trial(0, 0.4, key="same", pace="none"), trial(5, 0.4, key="same", pace="none")]
     (level,) = levels(trials, "pace", "recall")
     assert level.values == (0.2,)
+
+
+def test_one_outcome_under_two_names_of_a_setting_counts_at_both():
+    trials = [trial(0, 0.4, key="same", method="transport"), trial(1, 0.4, key="same", method="source-only")]
+    assert [level.at for level in levels(trials, "method", "recall")] == ["transport", "source-only"]
+
+
+def test_where_an_interval_leaves_out_its_own_trial_that_trial_is_chosen():
+    best = trial(0, 0.5, 1.0)
+    assert best.outcome is not None
+    odd = replace(best, outcome=replace(best.outcome, agreement_ends=(0.6, 0.7)))
+    assert choose([odd], "agreement", "seconds") == odd
 
 
 def test_vectors_are_counted_step_by_step():

@@ -67,6 +67,19 @@ def test_a_grid_ends_with_its_points_and_a_budget_before():
     assert short.asked == go_on(Search(space, "grid", 0), 100).asked[:4]
 
 
+@pytest.mark.parametrize("kind", ["random", "tpe"])
+def test_chance_and_tpe_know_when_every_point_was_tried(kind: Any):
+    space = [dimension("pace=none,linear"), dimension("pace_start=0.2,0.4")]  # three points: one has no start
+    search = Search(space, kind, 0)
+    while not search.is_exhausted:
+        number = search.ask()
+        assert number is not None
+        assert number < 100
+        search.tell(number, "done", [0.5])
+    assert len({repr(sorted(point.items())) for point in search.asked}) == 3
+    assert Search([dimension("pace_start=0.2..0.4")], kind, 0).end is None
+
+
 def test_a_larger_budget_goes_on_where_the_smaller_one_ended():
     small = go_on(Search(SPACE, "tpe", 1, most=12), 100)
     large = Search(SPACE, "tpe", 1, most=20)

@@ -71,6 +71,12 @@ def test_a_setting_is_searched_once_and_segments_are_not_counted_where_there_are
         space_of(sweep(segments="none", space=["max_segments=0..3"]))
 
 
+def test_a_setting_that_means_nothing_beside_the_others_is_refused():
+    with pytest.raises(ConfigError, match="--space pace_start means nothing with --pace none; search pace too"):
+        space_of(sweep(pace="none", space=["pace_start=0.1..0.9"]))
+    assert len(space_of(sweep(pace="linear", space=["pace_start=0.1..0.9"]))) == 1
+
+
 def test_a_grid_has_every_point_once_and_no_setting_that_means_nothing_in_it():
     space = space_of(sweep(space=["pace_start=0.2,0.4", "pace=none,linear", "ratio=1,2"]))
     points = grid(space, seed=0)

@@ -93,11 +93,14 @@ class Sweep:
         limits, size = self.config.limits, self.search.size
         if size is not None and len(self.search.asked) >= size:
             return False
+        if self.search.is_exhausted:
+            return False
         if limits.hours is not None:
             return self.spent_s < 3600 * limits.hours
         if limits.gpu_hours is not None:
             gpus = self.config.workers * self.config.gpus_per_worker
-            hours = sum(trial.outcome.wall_s for trial in self.trials() if trial.outcome) / 3600
+            spent = {trial.key: trial.outcome.wall_s for trial in self.trials() if trial.outcome}
+            hours = sum(spent.values()) / 3600
             return gpus * hours < limits.gpu_hours
         return True
 

@@ -21,7 +21,7 @@ from urbancross.distributed import captioning, rebuilding
 from urbancross.distributed.probing import probe
 from urbancross.distributed.session import connect
 from urbancross.distributed.stages import Stage
-from urbancross.errors import ConfigError, SchemaError
+from urbancross.errors import ConfigError, SchemaError, UrbanCrossError
 from urbancross.forecast import Forecast, Knob, Price
 from urbancross.progress import say
 from urbancross.runs import Balance
@@ -194,6 +194,7 @@ def foretell(archive: Place, one: Asked, config: PlanConfig, connect_s: float) -
         command=one.command,
         maker=tables.digest_of_maker(one.stage.maker(archive)),
         assumed=config.tiles is not None or config.workers is not None,
+        asked=one.config.workers,
     )
     return found, balance
 
@@ -213,9 +214,13 @@ def try_knobs(archive: Place, one: Asked, config: PlanConfig, whole: Forecast) -
         stages = [stage for stage in rebuilding.STAGES[type(told)](told, archive) if same_kind(stage, one.stage)]
         sample = max(int(config.sample * KNOB_SHARE), 1)
         other = replace(one, config=told, stage=stages[0])
-        tried, made = foretell(archive, other, config.model_copy(update={"sample": sample}), 0.0)
-        balance += made
         flag = f"--{field.replace('_', '-')}"
+        try:
+            tried, made = foretell(archive, other, config.model_copy(update={"sample": sample}), 0.0)
+        except UrbanCrossError as error:  # out of memory, say; the forecast itself stands
+            say(f"note: {flag} {value} could not be tried: {error}")
+            continue
+        balance += made
         found.append(Knob(flag, str(now), str(value), tried.tile_s / whole.tile_s))
     return found, balance
 

@@ -31,11 +31,11 @@ def options(wanted: WorkersConfig) -> dict[str, Any]:
     return plain | ({"resources": told} if told else {})
 
 
-def require_resources(wanted: WorkersConfig, concurrent: int = 1) -> None:
+def require_resources(wanted: WorkersConfig, concurrent: int | None = None) -> None:
     """Refuse what a session of our own can never give: Ray would wait for it, without a word. A cluster may grow.
 
     Args:
-        concurrent: trials at once, each with workers of its own.
+        concurrent: of a sweep, trials at once, each with workers of its own, and with a trace of a CPU for itself.
 
     Raises:
         ConfigError: more than there is.
@@ -43,11 +43,13 @@ def require_resources(wanted: WorkersConfig, concurrent: int = 1) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return
     have = ray.cluster_resources()
-    times, lower = (f"--concurrent {concurrent} times ", "--concurrent, ") if concurrent > 1 else ("", "")
+    times, lower = ("", "") if concurrent is None else (f"--concurrent {concurrent} times ", "--concurrent, ")
     for kind, each in asked(wanted).items():
-        if each * wanted.workers * concurrent > have.get(kind, 0):
+        trace = TRACE if concurrent is not None and kind == "CPU" else 0.0
+        if (each * wanted.workers + trace) * (concurrent or 1) > have.get(kind, 0):
+            wants = _words({kind: each}) + (" each, and their trial a trace," if trace else " each,")
             raise ConfigError(
-                f"{times}--workers {wanted.workers} want {_words({kind: each})} each, this machine offers "
+                f"{times}--workers {wanted.workers} want {wants} this machine offers "
                 f"{_words({kind: have.get(kind, 0)})}; lower {lower}--workers or {FLAGS.get(kind, '--accelerator')}"
             )
 

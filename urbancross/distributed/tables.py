@@ -64,24 +64,25 @@ def run_stage(archive: Place, stage: Stage, config: MakerConfig) -> Balance:
         raise SchemaError(
             f"{archive / 'plan' / ROWS} does not fit the shards of {first}; remove it: the shards say their rows, too"
         )
-    made = beside_forecast(archive, stage.output, maker, sum(todo.values()), time.monotonic() - began, made)
+    told = beside_forecast(archive, stage.output, maker, config.workers, sum(todo.values()), time.monotonic() - began)
+    made = made.with_files(**told)
     return Balance(read=sum(rows.values()), done_before=sum(rows.values()) - sum(todo.values())) + made
 
 
 def beside_forecast(
-    archive: Place, table: str, maker: dict[str, Any], tiles: int, took_s: float, made: Balance
-) -> Balance:
-    """Say how the newest forecast of this table came true, if there is one, and keep that with the balance."""
+    archive: Place, table: str, maker: dict[str, Any], workers: int, tiles: int, took_s: float
+) -> dict[str, Any]:
+    """Say how the newest forecast of this table came true, if there is one; what is to be kept of it, by name."""
     try:
-        told = runs.forecast_of(archive, table, digest_of_maker(maker))
+        told = runs.forecast_of(archive, table, digest_of_maker(maker), workers)
     except UrbanCrossError as error:  # the work is done; it does not fail by this
         say(f"note: no forecast to compare with: {error}")
-        return made
+        return {}
     found = score(told, tiles, took_s) if told is not None else None
     if found is None:
-        return made
+        return {}
     say(f"{table}: {score_in_words(found)}")
-    return made.with_files(forecast_score={"table": table, **found})
+    return {"forecast_score": {"table": table, **found}}
 
 
 def work_through(

@@ -58,6 +58,8 @@ def keyed(config: TuneConfig, point: Point) -> tuple[str, AdaptConfig | str]:
     if wanted.segments == "none":
         del result["max_segments"]
     key = storage.digest_text(json.dumps(result, sort_keys=True))
+    if "checkpoint_steps" not in config.model_fields_set:  # a driver that dies loses no more than that
+        told["checkpoint_steps"] = config.evaluate_steps
     return key, AdaptConfig(**told | {"out": str(storage.local(config.out) / outcomes.TRIALS / key)})
 
 
@@ -86,7 +88,9 @@ def measured(config: AdaptConfig, checkpoint: Path, wall_s: float, tables: int, 
     """The outcome of a finished `adapt`, from what lies in its checkpoint."""
     recall = storage.read_json(checkpoint / adaptation.MEASURED, "trial")
     told = storage.read_json(checkpoint / verdict.FILE, "trial")
-    timing = storage.read_json(checkpoint / TIMING, "trial").get("adapt", {"steps": 0, "seconds": 0.0})
+    timing = storage.read_json(checkpoint / TIMING, "trial").get("adapt", {"steps": 0})
+    # One that was taken up at its end was not seen learning; its whole time is no less than that.
+    learning_s = timing["seconds"] / timing["steps"] * config.steps if timing["steps"] > 0 else wall_s
     events = runs.read_events(checkpoint / checkpoints.EVENTS)
     learnt = [event for event in events if "pace" in event]
     return Outcome(
@@ -98,7 +102,7 @@ def measured(config: AdaptConfig, checkpoint: Path, wall_s: float, tables: int, 
         gallery=recall["gallery"],
         step=config.steps,
         steps=config.steps,
-        seconds=timing["seconds"] / max(timing["steps"], 1) * config.steps * config.workers,
+        seconds=learning_s * config.workers,
         embeddings=outcomes.embeddings_of(
             config, [event["pace"] for event in learnt], any("segment" in event for event in learnt)
         ),

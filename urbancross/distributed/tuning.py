@@ -140,15 +140,15 @@ def work_through(config: TuneConfig, sweep: Sweep) -> None:
     trainable = tune.with_resources(trial_of(config), tune.PlacementGroupFactory([{"CPU": TRACE}]))
     with quiet(), at_work(sweep):
         while sweep.may_ask or sweep.open:
-            known = len(sweep.told)
+            known, restored = len(sweep.told), True
             place = str(sweep.home / STATE / f"{sweep.round:03d}")
             if sweep.round and not sweep.ended and fits_together(Path(place)):
                 tuner = tune.Tuner.restore(place, trainable, resume_unfinished=True)
             else:
-                tuner = new_tuner(config, sweep, trainable)
+                tuner, restored = new_tuner(config, sweep, trainable), False
             tuner.fit()
             sweep.end_round()
-            if len(sweep.told) == known:  # nothing came of it; what is open stays so
+            if len(sweep.told) == known and not restored:  # nothing came of it; what is open stays so
                 break
 
 

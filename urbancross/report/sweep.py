@@ -142,7 +142,7 @@ def first_diagnosis(trials: Sequence[Trial]) -> dict[str, float]:
 
 def sharing_of(config: TuneConfig, shared: dict[str, Any], trials: Sequence[Trial]) -> Sharing:
     """How often what trials share was needed, and how often it was worked out."""
-    ran = list({trial.key: trial for trial in trials if trial.outcome is not None}.values())
+    ran = list({trial.key: trial for trial in trials if trial.outcome is not None and learnt(trial.outcome)}.values())
     masks = sum(masks_of(config, shared, trial) for trial in ran)
     plain = (shared["tiles"] + shared["texts"]) * len(ran)
     new = [table for table in shared["tables"] if table["made"]]
@@ -156,6 +156,11 @@ def sharing_of(config: TuneConfig, shared: dict[str, Any], trials: Sequence[Tria
     alone = shared["tiles"] + shared["texts"] + shared["masks"][-1]
     factor = sum(worked_out(table) for table in shared["tables"]) / max(alone, 1)
     return Sharing(uses, factor, sum(table["seconds"] for table in new), tables, found)
+
+
+def learnt(outcome: outcomes.Outcome) -> bool:
+    """Whether a trial came so far as to need anything; settings that contradict each other did not."""
+    return outcome.state != "failed" or outcome.tables > 0
 
 
 def masks_of(config: TuneConfig, shared: dict[str, Any], trial: Trial) -> int:

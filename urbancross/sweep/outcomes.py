@@ -26,11 +26,12 @@ class Outcome:
         state: done; stopped early by the scheduler; or failed.
         reason: why it is not done.
         recall, recall_ends: mR by the `field` protocol and its 95 % interval over tiles: needs the target's pairs.
-        agreement, agreement_ends: see `urbancross.verdict`: needs none.
+        agreement, agreement_ends: see `urbancross.verdict`: needs none. The interval is that of the gain, on top of
+            what was there before.
         gallery: {"tiles", "texts"} behind the recall.
         step, steps: how far it came.
-        seconds: of learning, over all workers, the start of the team not counted.
-        embeddings: vectors that its heads computed.
+        seconds: of learning and its diagnoses, over all workers, the start of the team not counted.
+        embeddings: vectors that its heads learnt from; those that only told how close a pair is are not counted.
         wall_s: from its start to its end.
         tables, found: features tables that it needed, and those that were there already.
         curve: diagnoses as it went: step, recall, agreement, source_recall.
@@ -136,7 +137,7 @@ def choose(trials: Sequence[Trial], objective: str, cost: str | None) -> Trial |
     ends = best.outcome.ends(objective) if best.outcome else None
     if cost is None or ends is None:
         return best
-    return next(trial for trial in front(done, objective, cost) if _value(trial, objective) >= ends[0])
+    return next((trial for trial in front(done, objective, cost) if _value(trial, objective) >= ends[0]), best)
 
 
 def _value(trial: Trial, name: str) -> float:
@@ -162,7 +163,7 @@ class Level:
 
 def levels(trials: Sequence[Trial], name: str, objective: str) -> list[Level]:
     """An objective by the values of one setting, whatever the others were; points that mean the same count once."""
-    unique = {trial.key: trial for trial in trials if trial.is_done and name in trial.point}
+    unique = {(trial.key, trial.point[name]): trial for trial in trials if trial.is_done and name in trial.point}
     by_value: dict[Any, list[Trial]] = {}
     for trial in unique.values():
         by_value.setdefault(trial.point[name], []).append(trial)

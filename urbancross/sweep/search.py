@@ -4,6 +4,7 @@ A search is what it was asked and told, in that order, and nothing else: from th
 comes back as it was. That is how a sweep whose driver died goes on where it stood.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from urbancross.sweep.space import IDLE, Dimension, Point, drawn, grid
 
 Event = dict[str, Any]
 
+MOST_COUNTED = 10_000  # points of a space that are counted; nobody hands out all of a larger one
 STARTUP = 10  # points that TPE draws by chance, before it has enough to go by
 
 
@@ -19,6 +21,7 @@ class Search:
     """Points by number, from 0; `tell` says what became of one.
 
     Attributes:
+        end: points that there are; None where there is no end of them.
         history: events in order: {"asked": number, "point"}, or {"told": number, "state", "values", "step"}.
         asked: points by number.
     """
@@ -43,6 +46,8 @@ class Search:
         self.history: list[Event] = []
         self.asked: list[Point] = []
         self.points = grid(space, seed) if kind == "grid" else None
+        sizes = [math.inf if dim.values is None else len(dim.values) for dim in space]
+        self.end = len(grid(space, seed)) if math.prod(sizes) <= MOST_COUNTED else None
         self._study: Any = None
         self._open: dict[int, Any] = {}
 
@@ -54,6 +59,11 @@ class Search:
         """Points in all; None where nothing but the budget ends it."""
         known = [count for count in (self.most, None if self.points is None else len(self.points)) if count is not None]
         return min(known) if known else None
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether every point there is has been handed out, for chance and TPE ask again for what they know."""
+        return self.end is not None and len({repr(sorted(point.items())) for point in self.asked}) >= self.end
 
     def ask(self) -> int | None:
         """The number of the next point; None where there is none."""

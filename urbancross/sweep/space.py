@@ -71,6 +71,10 @@ def space_of(config: TuneConfig) -> list[Dimension]:
         raise ConfigError(f"--space {', '.join(sorted(twice))}: given twice; write all values into one")
     if config.segments == "none" and SEGMENTS in names:
         raise ConfigError("--segments none leaves nothing to count; take max_segments out of --space, or segments away")
+    for name in names:
+        if name in IDLE and IDLE[name][0] not in names and getattr(config, IDLE[name][0]) == IDLE[name][1]:
+            flag, idle = IDLE[name]
+            raise ConfigError(f"--space {name} means nothing with --{flag} {idle}; search {flag} too, or set it")
     return sorted(found, key=lambda dim: dim.name in IDLE)
 
 
