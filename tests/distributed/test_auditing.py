@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 from urbancross import cli
+from urbancross.distributed import ingest
 from urbancross.errors import ConfigError
+from urbancross.splits import LEFT_OUT
+from urbancross.tables import ROWS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -68,6 +71,13 @@ def test_copies_that_were_turned_and_neighbours_are_found_and_the_split_is_not_e
         assert {leak["near_copies" if by == "look" else "neighbours"] for leak in leaks_of} == {0}
         assert {leak["split"] for leak in leaks_of} == {"train", "valid", "test"}
         assert sum(leak["tiles"] for leak in leaks_of) == 2 * count
+
+    # What was left out between two splits is known as such to a run that plans more; half a plan says nothing.
+    known = ingest.planned_splits(tmp_path / "by-place")
+    assert list(known.values()).count(LEFT_OUT) == 1
+    assert len(known) == 10
+    (tmp_path / "by-place" / "plan" / ROWS).unlink()
+    assert ingest.planned_splits(tmp_path / "by-place") == {}
 
     # Of another archive: the train tiles of this one's test copy.
     other = tmp_path / "b"
