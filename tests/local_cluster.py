@@ -59,19 +59,21 @@ class LocalCluster:
 
     def submit(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """`ray job submit ... -- python COMMAND`, waited for."""
+        submission = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python", *command]
         return subprocess.run(
-            self._submission(*command), env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout
+            submission, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout
         )
 
-    def begin(self, *command: str) -> subprocess.Popen[str]:
-        """A job that goes on while the test does."""
-        return subprocess.Popen(
-            self._submission(*command), env=self.environment, cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    def begin(self, page: str, *flags: str) -> subprocess.Popen[str]:
+        """One of `jobs/`, which goes on while the test does.
 
-    def _submission(self, *command: str) -> list[str]:
-        return [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", *command]
+        It is run where it lies: nodes of one host share the folder that a working directory is unpacked to, and the
+        first one that is done with it takes it from the others.
+        """
+        submission = [BIN / "ray", "job", "submit", "--", "python", ROOT / "jobs" / page, *flags]
+        return subprocess.Popen(
+            submission, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
 
     def stop(self) -> None:
         for node in reversed(self.nodes):

@@ -72,7 +72,7 @@ def test_the_demo_as_a_job_on_a_cluster_that_loses_a_node_ends_with_the_tables_o
     shutil.copytree(local / "world", home / "world")  # with its times, which the plan holds
     with local_cluster(tmp_path, cpus=0) as cluster:  # all work is done on nodes that can be lost
         nodes = [cluster.join(cpus=2), cluster.join(cpus=2)]
-        job = cluster.begin("jobs/demo.py", "--out", str(home), *FLAGS)
+        job = cluster.begin("demo.py", "--out", str(home), *FLAGS)
 
         def loses_a_node() -> bool:
             """Kill the node that computes features, once one does."""
