@@ -164,6 +164,7 @@ def test_trials_that_diverge_are_recorded_with_their_reason_and_can_be_tried_aga
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # six Ray Train runs, one after the other
 def test_asha_stops_trials_that_fall_behind(home: Path):
     told = sweep(home, out=home / "asha", search="grid", space=["head_lr=1e-3,6e-4,3e-4,1e-4,1e-5,1e-6"])
     told |= {"scheduler": "asha", "steps": 8, "objective": "recall"}
