@@ -144,7 +144,7 @@ def by_look(rows: list[Row], shares: Shares) -> list[str]:
         for number, row in enumerate(rows):
             told.add(1)
             try:
-                hashes.append(perceptual_hashes(tiles.decode(pixels_of(row))))
+                hashes.append(perceptual_hashes(tiles.decode(tiles.read(Path(row["source"]), row["window"]))))
                 seen.append(number)
             except Exception:  # whatever a library makes of a bad file: `tiles` says what is wrong with it
                 continue
@@ -160,11 +160,6 @@ def by_look(rows: list[Row], shares: Shares) -> list[str]:
         for number, group in zip(seen, of, strict=True):
             names[number] = first[group]
     return names
-
-
-def pixels_of(row: Row) -> bytes:
-    path = Path(row["source"])
-    return tiles.read_image(path) if row["window"] is None else tiles.read_window(path, row["window"])
 
 
 def leave_buffer(rows: list[Row], free: list[Row]) -> None:

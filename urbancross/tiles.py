@@ -151,6 +151,15 @@ def _datetime(tag: str | None) -> str | None:
     return f"{day.replace(':', '-')}T{time or '00:00:00'}Z"
 
 
+def read(path: Path, window: tuple[int, int, int, int] | None) -> bytes:
+    """The pixels of a planned tile, encoded: a window `(x0, y0, x1, y1)` of a scene, or with None a whole image.
+
+    Raises:
+        TileError, TileSkipped: see `read_window` and `read_image`.
+    """
+    return read_image(path) if window is None else read_window(path, window)
+
+
 def read_window(scene: Path, window: tuple[int, int, int, int]) -> bytes:
     """The pixels of one cell as PNG.
 

@@ -61,9 +61,8 @@ def run(config: AdaptConfig, callbacks: Sequence[UserCallback] = ()) -> Balance:
     def kept_back() -> tuple[Pairs, Pairs] | None:
         def held(archive: Place, tables: FeatureTables) -> Pairs:
             counts = count_pairs(archive, tables, "valid").pairs
-            return load_pairs(
-                archive, tables, "valid", names=some_shards(counts, MOST, seed=0)
-            )  # the same for every run
+            some_of = some_shards(counts, MOST, seed=0)  # the same for every run
+            return load_pairs(archive, tables, "valid", names=some_of)
 
         try:
             both = held(source, of_source), held(target, of_target)

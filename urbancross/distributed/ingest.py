@@ -41,7 +41,7 @@ class TileReader:
         changed = now is not None and row["source_version"] not in (None, now)  # one that was absent may come late
         if changed and not self.take_changed:
             raise TileError("the file changed since it was planned; urbancross retry takes it as it is now")
-        return {"image": tiles.read_image(path) if row["window"] is None else tiles.read_window(path, row["window"])}
+        return {"image": tiles.read(path, row["window"])}
 
 
 class GivenCaptions:
