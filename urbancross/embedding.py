@@ -15,7 +15,10 @@ from urbancross.tiles import decode
 class Encoder(Protocol):
     """Tiles and crops to unit vectors; `models.dual_encoder.DualEncoder` is one."""
 
-    width: int
+    @property
+    def vector_width(self) -> int:
+        """D."""
+        ...
 
     @property
     def fill(self) -> tuple[int, int, int]:
@@ -38,7 +41,7 @@ def embed_tiles(encoder: Encoder, tiles: pa.Table) -> pa.Table:
     if done:
         for row, vector in zip(done, encoder.encode_images([row["vector"] for row in done]), strict=True):
             row["vector"] = vector
-    return pa.Table.from_pylist(rows, schema=schemas.embeddings(encoder.width))
+    return pa.Table.from_pylist(rows, schema=schemas.embeddings(encoder.vector_width))
 
 
 def embed_segments(encoder: Encoder, tiles: pa.Table, segments: pa.Table, max_segments: int) -> pa.Table:
@@ -62,4 +65,4 @@ def embed_segments(encoder: Encoder, tiles: pa.Table, segments: pa.Table, max_se
     seen = encoder.encode_segments([piece for row in done for piece in row["vectors"]])
     for row in done:
         row["vectors"], seen = list(seen[: len(row["vectors"])]), seen[len(row["vectors"]) :]
-    return pa.Table.from_pylist(out, schema=schemas.segment_embeddings(encoder.width))
+    return pa.Table.from_pylist(out, schema=schemas.segment_embeddings(encoder.vector_width))

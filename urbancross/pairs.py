@@ -143,6 +143,12 @@ class Pairs:
         start = (share * count).long().clamp(max=count - 1)
         return Batch(rows, first[:, None] + (start[:, None] + torch.arange(captions)) % count[:, None])
 
+    def sample(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Rows of up to `count` tiles and of up to `count` captions, whoever's they are: `[n]` and `[m]` int64."""
+        generator = drawn(seed, "sample")
+        tiles, texts = (torch.randperm(len(rows), generator=generator)[:count] for rows in (self.images, self.texts))
+        return tiles, texts
+
     def distinct_texts(self) -> tuple[Tensor, Tensor]:
         """A row of `texts` for each distinct text, and its share of all captions: [D] int64, [D]."""
         keys, nth, counts = torch.unique(self.text_keys, return_inverse=True, return_counts=True)

@@ -172,12 +172,12 @@ def run(config: SearchConfig) -> None:
             f"--archive {archive} --checkpoint {model.name} --segments ..."
         )
     encoder = checkpoints.load(model, config.device)
-    query = np.zeros(encoder.width, np.float32)
+    query = np.zeros(encoder.vector_width, np.float32)
     if config.text:
         query += encoder.encode_texts([config.text])[0]
     if config.image:
         try:
-            query += encoder.encode_images([decode(read_image(storage.file(config.image, "--image")))])[0]
+            query += encoder.encode_image_queries([decode(read_image(storage.file(config.image, "--image")))])[0]
         except TileError as error:
             raise ConfigError(f"--image {config.image}: {error}; give a JPEG, PNG or WebP") from None
     query /= np.linalg.norm(query)

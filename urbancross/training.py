@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,8 +18,10 @@ from urbancross import losses
 from urbancross.config import PretrainConfig
 from urbancross.errors import TrainingError
 from urbancross.models.dual_encoder import DualEncoder
-from urbancross.pairs import Feed, Plan, Step
+from urbancross.models.query_bank import QueryBank
+from urbancross.pairs import Feed, Pairs, Plan, Step
 from urbancross.resuming import Memory, Moving, drawn
+from urbancross.tiles import decode
 
 Event = dict[str, Any]
 
@@ -131,6 +134,27 @@ def pretrain(
         encoder.see_segments_as_tiles()
     encoder.views.fill_(config.views)
     encoder.eval()
+
+
+@torch.inference_mode()
+def give_bank(encoder: DualEncoder, pairs: Pairs, count: int, seed: int, size: int = 64) -> None:
+    """Have an encoder take off hubness, by up to `count` tiles and as many captions of `pairs`, whoever's they are.
+
+    Tiles that `pairs` holds as images, for their tower learnt, go through it, `size` at once; and so for captions.
+    """
+    encoder.bank = None
+    tiles, texts = pairs.sample(count, seed)
+    if pairs.encoded is None:
+        v = encoder.heads["image"](pairs.images[tiles].to(encoder.device)).float()
+    else:
+        images = [decode(pairs.encoded[row]) for row in tiles.tolist()]
+        parts = [encoder.encode_images(images[i : i + size]) for i in range(0, len(images), size)]
+        v = torch.from_numpy(np.concatenate(parts)).to(encoder.device)
+    if pairs.written is None:
+        u = encoder.heads["text"](pairs.texts[texts].to(encoder.device)).float()
+    else:
+        u = torch.from_numpy(encoder.encode_texts([pairs.written[row] for row in texts.tolist()])).to(encoder.device)
+    encoder.bank = QueryBank.of(v, u)
 
 
 def in_chunks(tower: Callable[[Tensor], Tensor], pixels: Tensor, size: int | None) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from urbancross import cli, storage
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
+from urbancross.tiles import decode
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -52,6 +53,25 @@ def test_pretraining_learns(home: Path):
     assert len(told) == 60
     assert told[-1]["tile_text"] < 0.8 * told[0]["tile_text"]
     assert told[-1]["segment_text"] < told[0]["segment_text"]
+    model = checkpoints.resolve(str(home / "source-only"))
+    assert model.bank == (20, 60)  # all that the split has
+    assert (checkpoints.width_of(model), checkpoints.vector_width(model)) == (32, 40)
+
+
+@pytest.mark.slow
+def test_a_bank_of_towers_that_learnt_is_seen_through_them(home: Path, tmp_path: Path):
+    source, out = str(shutil.copytree(home / "source", tmp_path / "source")), tmp_path / "learnt"
+    learning = {"train": "both", "head_epochs": 1, "epochs": 1, "head_batch": 10, "image_batch": 10, "views": 2}
+    run("pretrain", archive=source, out=str(out), segments="none", query_bank=5, **learning)
+    model = checkpoints.resolve(str(out))
+    encoder = checkpoints.load(model)
+    bank, encoder.bank = encoder.bank, None
+    assert bank is not None
+    assert model.bank == (5, 5)
+    images = storage.read_shard(home / "source" / "tiles" / "part-00000.parquet", ["image"])["image"].drop_null()
+    tiles = [decode(image) for image in images.to_pylist()]
+    seen = encoder.encode_images(tiles)
+    assert min(np.abs(seen - row.numpy()).max(axis=1).min() for row in bank.tiles) < 1e-4
 
 
 @pytest.mark.slow
@@ -126,6 +146,8 @@ def test_adaptation_to_search_and_report(home: Path, capsys: pytest.CaptureFixtu
         max_segments=2,
     )
     assert line == "read 60 = written 40 + done before 0 + skipped 16 + failed 4"
+    banks = [load_file(Path(place) / "model.safetensors")["bank.tiles"] for place in (before, after)]
+    assert not np.allclose(*banks, atol=1e-3)  # the target's tiles now
     begun, *told = events(home / "adapted")
     assert begun["step"] == 0
     assert begun["source_recall"] > 0.5

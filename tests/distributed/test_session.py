@@ -1,6 +1,7 @@
 """The Ray session that verbs work in."""
 
 import resource
+import statistics
 import threading
 
 import pytest
@@ -36,4 +37,5 @@ def test_what_a_step_of_training_frees_is_there_for_the_next_one():
     pages = BYTES // resource.getpagesize()
     found = ray.get(faults.remote())
     assert found[0] >= pages
-    assert sum(found[-20:]) < pages  # the first few steps may need memory of their own; without care each would
+    # Now and then something of another thread lies in the way; without care each step would fault all of it.
+    assert statistics.median(found) < pages // 100

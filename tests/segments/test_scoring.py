@@ -20,7 +20,7 @@ class ColourEncoder:
     """Sees the mean colour of a crop beyond the fill, and reads the first colour that a text names."""
 
     fill = (0, 0, 0)
-    width = 3
+    vector_width = 3
 
     def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         seen = np.array([image.reshape(-1, 3).mean(axis=0) for image in images], np.float32).reshape(-1, 3)

@@ -106,6 +106,9 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     views: int = Field(default=1, ge=1, le=8)
     """Of how many of its eight turns and flips the embedding of a tile is the mean, wherever the checkpoint embeds, for
     a tile has no up; each costs a forward pass."""
+    query_bank: NonNegativeInt | None = None
+    """Tiles and captions of the split, kept in the checkpoint, that say how near a tile or a text is to everything;
+    it is ranked without that. Default: 1000 for starter; 0, none, for an open_clip model, whose vectors stay plain."""
 
 
 class EvaluateConfig(ArchiveConfig, WorkersConfig):

@@ -82,6 +82,8 @@ def run(config: AdaptConfig, callbacks: Sequence[UserCallback] = ()) -> Balance:
             on_step(event)
 
         adaptation.adapt(encoder, feed, target_pairs, config, team, after_step, memory, held)
+        if encoder.bank is not None and team.rank == 0:
+            training.give_bank(encoder, target_pairs, len(encoder.bank.tiles), config.seed)
         told: dict[str, dict[str, Any]] = {TIMING: clock.stages}
         if held and before is not None and team.rank == 0:
             told[MEASURED] = diagnostics.measure(encoder, held[1], config.seed)

@@ -38,7 +38,7 @@ class SegmentEmbedder(TileEmbedder):
 
 def stages(config: EmbedConfig, archive: Place) -> list[Stage]:
     model = checkpoints.resolve(config.checkpoint)
-    name, width = config.name or model.variant, checkpoints.width_of(model)
+    name, width = config.name or model.variant, checkpoints.vector_width(model)
     arguments: dict[str, Any] = {"checkpoint": model.place, "device": config.device}
     settings: dict[str, Any] = {"checkpoint": model.fingerprint}
     common: dict[str, Any] = {"batch_tiles": config.batch_tiles, "notes": {"checkpoint": model.place}}

@@ -62,12 +62,13 @@ class PairEncoder:
         known = self.archive / self.embedded / name if self.embedded else None
         if known is not None and storage.exists(known):
             column = storage.read_shard(known, ["vector"])["vector"].take(pa.array(use))
-            return np.asarray(column.to_pylist(), np.float32).reshape(-1, self.encoder.width)
+            return np.asarray(column.to_pylist(), np.float32).reshape(-1, self.encoder.vector_width)
         parts = [
             embed_tiles(self.encoder, tiles.slice(start, self.config.batch_tiles))["vector"].to_pylist()
             for start in range(0, tiles.num_rows, self.config.batch_tiles)
         ]
-        return np.asarray([vector for part in parts for vector in part], np.float32).reshape(-1, self.encoder.width)
+        vectors = [vector for part in parts for vector in part]
+        return np.asarray(vectors, np.float32).reshape(-1, self.encoder.vector_width)
 
 
 def run(config: EvaluateConfig) -> Balance:

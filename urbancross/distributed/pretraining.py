@@ -6,7 +6,7 @@ from dataclasses import replace
 from urbancross import storage, training
 from urbancross.config import PretrainConfig
 from urbancross.distributed.features import make_features
-from urbancross.distributed.feeding import Shards, Windows
+from urbancross.distributed.feeding import Shards, Windows, load_pairs, some_shards
 from urbancross.distributed.training import (
     TIMING,
     Clock,
@@ -22,6 +22,8 @@ from urbancross.progress import say
 from urbancross.resuming import Memory
 from urbancross.runs import Balance
 from urbancross.tables import digest_of, require_split
+
+BANK = 1000  # tiles and captions: more change next to nothing
 
 
 def run(config: PretrainConfig) -> Balance:
@@ -49,6 +51,10 @@ def run(config: PretrainConfig) -> Balance:
         refuse_other_origin(config.out, made_from)
         return replace(balance, written=0, done_before=balance.written)
 
+    bank = config.query_bank
+    if bank is None:
+        bank = BANK if model.base == "starter" else 0
+
     def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
         encoder = checkpoints.load(model, config.device, config.dropout, config.seed)
         clock = Clock(feed)
@@ -58,6 +64,11 @@ def run(config: PretrainConfig) -> Balance:
             on_step(event)
 
         training.pretrain(encoder, feed, config, team, after_step, memory)
+        if bank and team.rank == 0:
+            some = some_shards(counted.pairs, bank, config.seed)
+            learnt = {"images": images, "written": config.train == "both"}
+            pairs = load_pairs(archive, tables, config.split, names=some, **learnt)
+            training.give_bank(encoder, pairs, bank, config.seed)
         towers = None if images else model.towers
         return Trained(encoder, model.base, towers, config.model_dump(), made_from, {TIMING: clock.stages})
 

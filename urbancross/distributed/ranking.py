@@ -19,6 +19,7 @@ class SegmentRanker:
 
     def __init__(self, checkpoint: str, segments: str, captions: str, device: str) -> None:
         self.encoder = checkpoints.load(checkpoints.resolve(checkpoint), device)
+        self.encoder.bank = None  # scores are plain cosines
         self.segments, self.captions = segments, captions
 
     def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:

@@ -15,6 +15,7 @@ from urbancross.errors import CheckpointError, ConfigError
 from urbancross.models import plain, starter
 from urbancross.models.dual_encoder import DualEncoder, Head, IdentityHead
 from urbancross.models.lazy import open_clip
+from urbancross.models.query_bank import EXTRA, QueryBank
 from urbancross.storage import Place
 from urbancross.stores.s3 import S3Path
 
@@ -31,6 +32,7 @@ class Model:
         folder: the checkpoint folder, here or on S3, or None for a bare model name.
         fingerprint: digest of the weights.
         towers: digest of the towers' weights alone; equal towers give equal features.
+        bank: tiles and texts of its query bank, if it has one.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Model:
     folder: Place | None
     fingerprint: str
     towers: str
+    bank: tuple[int, int] | None = None
 
     @property
     def place(self) -> str:
@@ -69,7 +72,9 @@ def resolve(name: str, width: int | None = None) -> Model:
             )
         told = storage.read_json(folder / DESCRIPTION, "checkpoint")
         try:
-            return Model(name, told["base"], told["width"], folder, told["fingerprint"], told["towers"])
+            of = (told["base"], told["width"], folder, told["fingerprint"], told["towers"])
+            bank = told.get("query_bank")  # older ones have none
+            return Model(name, *of, bank if bank is None else (bank["tiles"], bank["texts"]))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / DESCRIPTION} lacks {error}; was it written by another program?") from None
     if name == "starter":
@@ -114,6 +119,11 @@ def width_of(model: Model) -> int:
     return int(_plain_settings(model)["model_cfg"]["embed_dim"])
 
 
+def vector_width(model: Model) -> int:
+    """Of the vectors that the model says of tiles and texts, without loading the weights."""
+    return width_of(model) + (EXTRA if model.bank else 0)
+
+
 def feature_widths(model: Model) -> tuple[int, int]:
     """F of the image tower and of the text tower, without loading the weights."""
     return (starter.IMAGE_WIDTH, starter.TEXT_WIDTH) if model.base == "starter" else (width_of(model),) * 2
@@ -152,6 +162,8 @@ def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0)
         try:
             if storage.read_json(folder / DESCRIPTION, "checkpoint").get("segment_tower"):
                 encoder.keep_segment_tower()
+            if model.bank:
+                encoder.bank = QueryBank(*model.bank, encoder.width)
             # Older ones lack what a model does not learn by steps; it is as it always was.
             later = {name: kept for name, kept in encoder.state_dict().items() if name.endswith((".centre", "views"))}
             encoder.load_state_dict(later | load_file(folder / WEIGHTS))
@@ -216,6 +228,7 @@ def save(
     """
     if encoder.plain is not None:
         plain.write(folder, encoder.plain, encoder.towers, encoder.heads)
+    bank = encoder.bank
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     (folder / WEIGHTS).write_bytes(to_bytes(state))  # `save_file` would make it readable for its owner alone
     storage.write_json(
@@ -228,6 +241,7 @@ def save(
             "std": encoder.std,
             "fingerprint": (fingerprint := storage.digest(folder / WEIGHTS)),
             "towers": towers or fingerprint,
+            "query_bank": bank and {"tiles": len(bank.tiles), "texts": len(bank.texts)},
             "segment_tower": encoder.segment_tower is not None,
             "settings": settings,
             "made_from": made_from,

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from urbancross.models.query_bank import EXTRA, QueryBank
+
 MAX_SCALE = 100.0  # CLIP's bound on the inverse temperature (Radford et al. 2021, section 2.5)
 
 
@@ -60,6 +62,7 @@ class DualEncoder(nn.Module):
         views: int64, of how many of its eight turns and flips (see `turned`) the embedding of a tile is the mean.
         image_width, text_width: F, the widths of the towers' features.
         image_px: side of the square that the image tower takes.
+        bank: takes hubness off what the `encode_*` say; None: they say it plainly.
         plain: settings of an open_clip model, see `models.plain`; None for others.
     """
 
@@ -87,11 +90,17 @@ class DualEncoder(nn.Module):
         self.register_buffer("views", torch.tensor(1))
         self.image_px, self.image_width, self.text_width, self.width = image_px, image_width, text_width, width
         self.mean, self.std = tuple(mean), tuple(std)
+        self.bank: QueryBank | None = None
         self.segment_tower: Any = None  # of its own, where the image tower has moved on
 
     @property
     def device(self) -> torch.device:
         return self.scale.device
+
+    @property
+    def vector_width(self) -> int:
+        """Of the vectors that `encode_images`, `encode_segments` and `encode_texts` give."""
+        return self.width + (0 if self.bank is None else EXTRA)
 
     @property
     def fill(self) -> tuple[int, int, int]:
@@ -162,29 +171,43 @@ class DualEncoder(nn.Module):
         return int((tokens != blank).sum()) <= limit
 
     def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """B tiles `[H, W, 3]` uint8 to unit vectors `[B, D]` float32."""
-        return self._encode("image", images)
+        """B tiles `[H, W, 3]` uint8 to unit vectors `[B, vector_width]` float32."""
+        return self._joined("tiles", self._encode("image", images))
+
+    def encode_image_queries(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """B pictures `[H, W, 3]` uint8 to unit vectors `[B, vector_width]`, nearest to the tiles that are like them."""
+        seen = self._encode("image", images)
+        return functional.pad(seen, (0, self.vector_width - self.width)).cpu().numpy()
 
     def encode_segments(self, crops: Sequence[np.ndarray], batch: int = 64) -> np.ndarray:
-        """B crops `[h, w, 3]` uint8 to unit vectors `[B, D]` float32."""
-        parts = [self._encode("segment", crops[i : i + batch]) for i in range(0, len(crops), batch)]
-        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+        """B crops `[h, w, 3]` uint8 to unit vectors `[B, vector_width]` float32."""
+        parts = [
+            self._joined("tiles", self._encode("segment", crops[i : i + batch])) for i in range(0, len(crops), batch)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.vector_width), np.float32)
 
     @torch.inference_mode()
-    def _encode(self, head: str, images: Sequence[np.ndarray]) -> np.ndarray:
+    def _joined(self, kind: str, vectors: Tensor) -> np.ndarray:
+        """Unit vectors `[B, D]` of tiles or of texts as they are stored."""
+        if self.bank is not None:
+            vectors = self.bank.of_tiles(vectors) if kind == "tiles" else self.bank.of_texts(vectors)
+        return vectors.cpu().numpy()
+
+    @torch.inference_mode()
+    def _encode(self, head: str, images: Sequence[np.ndarray]) -> Tensor:
+        """To unit vectors `[B, D]`."""
         pixels = torch.from_numpy(np.stack([square(image, self.image_px) for image in images]))
         see = self.segment_features if head == "segment" else self.image_features
         pixels = pixels.permute(0, 3, 1, 2)
         views = int(self.views) if head == "image" else 1
         seen = sum(self.heads[head](see(turned(pixels, nth))).float() for nth in range(views))
         assert isinstance(seen, Tensor)
-        return (functional.normalize(seen, dim=-1) if views > 1 else seen).cpu().numpy()
+        return functional.normalize(seen, dim=-1) if views > 1 else seen
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch: int = 128) -> np.ndarray:
-        """B texts to unit vectors `[B, D]` float32; equal texts are encoded once."""
-        features = self.distinct_text_features(texts, batch)
-        return self.heads["text"](features).float().cpu().numpy()
+        """B texts to unit vectors `[B, vector_width]` float32; equal texts are encoded once."""
+        return self._joined("texts", self.heads["text"](self.distinct_text_features(texts, batch)).float())
 
     @torch.inference_mode()
     def distinct_text_features(self, texts: Sequence[str], batch: int = 128) -> Tensor:

@@ -1,0 +1,107 @@
+"""Hubness taken off by a bank: cosines that a loop agrees with, and a hub that is found less."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learning import pairs, pretrained
+from torch import Tensor
+from torch.nn import functional
+
+from urbancross import metrics, training
+from urbancross.models import checkpoints
+from urbancross.models.query_bank import EXTRA, QueryBank
+
+
+def units(count: int, width: int = 16, seed: int = 0) -> Tensor:
+    return functional.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def hubness(row: Tensor, others: Tensor, likes: Tensor) -> float:
+    """Of one row, less the mean over the bank's rows of its modality."""
+
+    def nearness(one: Tensor) -> float:
+        return float(np.log(np.mean([np.exp(10 * float(one @ other)) for other in others])) / 10)
+
+    return nearness(row) - float(np.mean([nearness(like) for like in likes]))
+
+
+def test_scores_are_cosines_less_the_hubness_of_both():
+    bank = QueryBank.of(units(30, seed=1), units(20, seed=2))
+    v, u = units(7, seed=3), units(5, seed=4)
+    tiles, texts = bank.of_tiles(v), bank.of_texts(u)
+    assert tiles.shape == (7, 16 + EXTRA)
+    for rows in (tiles, texts):
+        np.testing.assert_allclose(rows.norm(dim=1), 1, atol=1e-6)
+    for i, tile in enumerate(v):
+        for j, text in enumerate(u):
+            wanted = float(tile @ text) - hubness(tile, bank.texts, bank.tiles) - hubness(text, bank.tiles, bank.texts)
+            assert float(tiles[i] @ texts[j]) == pytest.approx(wanted / 1.5, abs=1e-5)
+
+
+def test_what_is_nearer_than_any_bank_says_is_cut_and_stays_a_unit_vector():
+    bank = QueryBank.of(units(30, seed=1), units(20, seed=2))
+    rows = bank.of_tiles(10 * units(4))
+    np.testing.assert_allclose(QueryBank.of(units(2), -units(2)).of_texts(units(3)).norm(dim=1), 1, atol=1e-6)
+    assert bool(torch.isfinite(rows).all())
+
+
+def test_a_text_that_is_near_to_every_tile_is_found_by_fewer():
+    """Tiles lean to one side, which says nothing of them; a text that says only that is their hub."""
+    lean = functional.normalize(torch.randn(16, generator=torch.Generator().manual_seed(9)), dim=0)
+    hidden = units(60)
+    v = functional.normalize(hidden + 1.2 * lean, dim=1)
+    u = functional.normalize(hidden + 1.2 * lean * torch.rand(60, 1, generator=torch.Generator().manual_seed(5)), dim=1)
+    u[0] = lean
+    held = slice(30, None)
+    bank = QueryBank.of(v[held], u[held])
+    tiles, texts = v[:30], u[:30]
+
+    def recall(a: Tensor, b: Tensor) -> float:
+        return metrics.evaluate_retrieval(a.numpy(), b.numpy(), np.arange(30), bootstrap=1)["mR"]
+
+    def found_first(a: Tensor, b: Tensor) -> int:
+        return int(((a @ b.T).argmax(dim=1) == 0).sum())
+
+    assert found_first(tiles, texts) > 3 * found_first(bank.of_tiles(tiles), bank.of_texts(texts))
+    assert recall(bank.of_tiles(tiles), bank.of_texts(texts)) > recall(tiles, texts)
+
+
+def test_tiles_are_found_by_a_tile_in_the_order_of_their_cosines():
+    bank = QueryBank.of(units(30, seed=1), units(20, seed=2))
+    v, query = units(50, seed=3), functional.pad(units(1, seed=6), (0, EXTRA))
+    order = (bank.of_tiles(v) @ query[0]).argsort()
+    assert torch.equal(order, (v @ query[0, :16]).argsort())
+
+
+def test_a_model_is_given_a_bank_of_its_own_pairs_and_again():
+    data = pairs(64)
+    model = pretrained(data)
+    training.give_bank(model, data, 40, seed=1)
+    assert model.bank is not None
+    first = model.bank
+    with torch.inference_mode():
+        known = model.heads["image"](data.images)
+    assert first.tiles.shape == (40, 8)
+    assert first.texts.shape == (40, 8)
+    assert all(bool(((known - row).abs().amax(dim=1) < 1e-6).any()) for row in first.tiles)
+    training.give_bank(model, data, 40, seed=1)
+    assert torch.equal(model.bank.tiles, first.tiles)
+
+
+def test_a_checkpoint_keeps_its_bank(tmp_path: Path):
+    model = checkpoints.load(checkpoints.resolve("starter", 16))
+    tiles = [np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8) for seed in range(3)]
+    texts = ["a lake", "a wood", "houses by a road"]
+    plainly = model.encode_images(tiles), model.encode_texts(texts)
+    model.bank = QueryBank.of(*(torch.from_numpy(rows) for rows in plainly))
+    checkpoints.save(model, tmp_path, "starter", None, {}, {})
+    found = checkpoints.resolve(str(tmp_path))
+    assert (found.bank, checkpoints.vector_width(found), checkpoints.width_of(found)) == ((3, 3), 24, 16)
+    again = checkpoints.load(found)
+    np.testing.assert_array_equal(again.encode_images(tiles), model.encode_images(tiles))
+    np.testing.assert_array_equal(again.encode_texts(texts), model.encode_texts(texts))
+    assert again.encode_segments(tiles).shape == (3, 24)
+    assert again.encode_segments([]).shape == (0, 24)
+    np.testing.assert_array_equal(again.encode_image_queries(tiles)[:, :16], plainly[0])
