@@ -37,21 +37,24 @@ class LocalCluster:
         }
         flags = f"--head --port={self.gcs} --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --num-cpus={cpus}"
         # The port of the agent that starts jobs is fixed; beside another Ray a head node without an agent takes no job.
-        self.nodes = [self._start(flags, f"--dashboard-agent-listen-port={free_port()}")]
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.nodes.append(self._start(flags, f"--dashboard-agent-listen-port={free_port()}"))
 
     def wait(self) -> None:
         """Until the head node takes jobs."""
         until(lambda: self.submit("-c", "pass").returncode == 0, "the head node took no job", 120, self.nodes[0])
 
     def join(self, cpus: int) -> subprocess.Popen[bytes]:
-        """Another node."""
+        """Another node, once it is up: two that start at once on one host may both want the same socket."""
         ports = f"--dashboard-agent-listen-port={free_port()}"
-        self.nodes.append(self._start(f"--address=127.0.0.1:{self.gcs} --num-cpus={cpus}", ports))
-        return self.nodes[-1]
+        self.nodes.append(node := self._start(f"--address=127.0.0.1:{self.gcs} --num-cpus={cpus}", ports))
+        log = self.logs / f"node-{len(self.nodes) - 1}.log"
+        until(lambda: "Ray runtime started" in log.read_text(), f"a node did not start, see {log}", 120, node)
+        return node
 
     def _start(self, flags: str, ports: str) -> subprocess.Popen[bytes]:
         command = [BIN / "ray", "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-        with open(self.logs / f"node-{free_port()}.log", "w") as out:
+        with open(self.logs / f"node-{len(self.nodes)}.log", "w") as out:
             return subprocess.Popen(
                 [*command, f"--object-store-memory={STORE}", *flags.split(), *ports.split()],
                 env=self.environment, stdout=out, stderr=out, start_new_session=True,

@@ -75,7 +75,9 @@ def load_judge(archive: Place, checkpoint: str) -> DualEncoder:
         raise ConfigError(
             f"{checkpoint} has other towers than {archive / features}; give one of pretrain --train heads"
         )
-    return checkpoints.load(model, "cpu")
+    judge = checkpoints.load(model, "cpu")
+    judge.bank = None  # tiles are judged by stored features, plainly
+    return judge
 
 
 def nearest_captions(judged: Tiles, train: Tiles) -> list[str]:

@@ -34,6 +34,12 @@ class Encoder(Protocol):
         ...
 
 
+def looks(vectors: np.ndarray, width: int) -> np.ndarray:
+    """How tiles look: the coordinates of `[N, vector_width]` that no query bank added, as unit vectors `[N, D]`."""
+    seen = vectors[:, :width]
+    return seen / np.linalg.norm(seen, axis=1, keepdims=True).clip(1e-12)
+
+
 def embed_tiles(encoder: Encoder, tiles: pa.Table) -> pa.Table:
     """Encode one batch: a row of `schemas.embeddings(D)` per tile, in order."""
     rows: list[dict[str, Any]] = schemas.each_tile(tiles.to_pylist(), lambda row: {"vector": decode(row["image"])})

@@ -33,6 +33,10 @@ class TrainingError(UrbanCrossError, RuntimeError):
     """Training met a loss that is not finite (exit code 1)."""
 
 
+class StoppedEarly(UrbanCrossError):
+    """Training was told to stop before its end; what it kept lies where it was."""
+
+
 class WorkerError(UrbanCrossError, RuntimeError):
     """A worker process ended in a way that nobody foresaw (exit code 1)."""
 

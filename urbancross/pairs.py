@@ -143,9 +143,13 @@ class Pairs:
         start = (share * count).long().clamp(max=count - 1)
         return Batch(rows, first[:, None] + (start[:, None] + torch.arange(captions)) % count[:, None])
 
-    def sample(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows of up to `count` tiles and of up to `count` captions, whoever's they are: `[n]` and `[m]` int64."""
-        generator = drawn(seed, "sample")
+    def sample(self, count: int, *place: str | int) -> tuple[Tensor, Tensor]:
+        """Rows of up to `count` tiles and of up to `count` captions, whoever's they are: `[n]` and `[m]` int64.
+
+        Args:
+            place: decides which; see `resuming.drawn`.
+        """
+        generator = drawn("sample", *place)
         tiles, texts = (torch.randperm(len(rows), generator=generator)[:count] for rows in (self.images, self.texts))
         return tiles, texts
 

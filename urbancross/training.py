@@ -17,8 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from urbancross import losses
 from urbancross.config import PretrainConfig
 from urbancross.errors import TrainingError
-from urbancross.models.dual_encoder import DualEncoder
-from urbancross.models.query_bank import QueryBank
+from urbancross.models.dual_encoder import DualEncoder, square
 from urbancross.pairs import Feed, Pairs, Plan, Step
 from urbancross.resuming import Memory, Moving, drawn
 from urbancross.tiles import decode
@@ -137,24 +136,25 @@ def pretrain(
 
 
 @torch.inference_mode()
-def give_bank(encoder: DualEncoder, pairs: Pairs, count: int, seed: int, size: int = 64) -> None:
-    """Have an encoder take off hubness, by up to `count` tiles and as many captions of `pairs`, whoever's they are.
+def embedded_sample(encoder: DualEncoder, pairs: Pairs, count: int, *place: str | int) -> tuple[Tensor, Tensor]:
+    """Up to `count` tiles and as many captions of `pairs`, whoever's they are, as unit vectors `[n, D]` and `[m, D]`.
 
-    Tiles that `pairs` holds as images, for their tower learnt, go through it, `size` at once; and so for captions.
+    Tiles that `pairs` holds as images, for their tower learnt, go through it, in one view each; and so for captions.
+
+    Args:
+        place: decides which; see `resuming.drawn`.
     """
-    encoder.bank = None
-    tiles, texts = pairs.sample(count, seed)
+    tiles, texts = pairs.sample(count, *place)
     if pairs.encoded is None:
-        v = encoder.heads["image"](pairs.images[tiles].to(encoder.device)).float()
+        v = encoder.heads["image"](pairs.images[tiles].to(encoder.device))
     else:
-        images = [decode(pairs.encoded[row]) for row in tiles.tolist()]
-        parts = [encoder.encode_images(images[i : i + size]) for i in range(0, len(images), size)]
-        v = torch.from_numpy(np.concatenate(parts)).to(encoder.device)
-    if pairs.written is None:
-        u = encoder.heads["text"](pairs.texts[texts].to(encoder.device)).float()
-    else:
-        u = torch.from_numpy(encoder.encode_texts([pairs.written[row] for row in texts.tolist()])).to(encoder.device)
-    encoder.bank = QueryBank.of(v, u)
+        images = [square(decode(pairs.encoded[row]), encoder.image_px) for row in tiles.tolist()]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        v = torch.cat([encoder.heads["image"](encoder.image_features(part)) for part in pixels.split(64)])
+    told = pairs.texts[texts].to(encoder.device)
+    if pairs.written is not None:
+        told = encoder.distinct_text_features([pairs.written[row] for row in texts.tolist()])
+    return v.float(), encoder.heads["text"](told).float()
 
 
 def in_chunks(tower: Callable[[Tensor], Tensor], pixels: Tensor, size: int | None) -> Tensor:

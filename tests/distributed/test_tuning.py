@@ -107,7 +107,7 @@ def test_what_cannot_be_searched_is_refused_before_any_work(home: Path, tmp_path
             call("tune", **sweep(home, out=tmp_path / "out") | settings)
 
 
-def program(home: Path, failpoint: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+def program(home: Path, failpoint: str, timeout_s: float = 300, **settings: Any) -> subprocess.CompletedProcess[str]:
     """`tune` in a process, and on a Ray, of its own."""
     told = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
     if failpoint:
@@ -118,7 +118,7 @@ def program(home: Path, failpoint: str, **settings: Any) -> subprocess.Completed
         for each in value if isinstance(value, list) else [value]:
             flags += [f"--{name.replace('_', '-')}", str(each)]
     command = [sys.executable, "-c", PROGRAM, "tune", *flags]
-    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=timeout_s)
 
 
 @pytest.mark.slow
@@ -168,10 +168,12 @@ def test_trials_that_diverge_are_recorded_with_their_reason_and_can_be_tried_aga
 def test_asha_stops_trials_that_fall_behind(home: Path):
     told = sweep(home, out=home / "asha", search="grid", space=["head_lr=1e-3,6e-4,3e-4,1e-4,1e-5,1e-6"])
     told |= {"scheduler": "asha", "steps": 8, "objective": "recall"}
-    line = call("tune", **told)
+    # Of the four CPUs of a machine with two cores: a stopped trial that kept its own would leave none for the third.
+    done = program(home, "", timeout_s=900, cpus_per_worker=2, **told)
+    assert done.returncode == 0, done.stderr
     states = [record["state"] for record in records(home / "asha").values()]
     assert len(states) == 6
-    assert set(states) == {"done", "stopped"}, line
+    assert set(states) == {"done", "stopped"}, done.stdout
     stopped = [record for record in records(home / "asha").values() if record["state"] == "stopped"]
     assert all(record["step"] < 8 and record["recall"] is not None for record in stopped)
     assert not list((home / "asha" / outcomes.TRIALS).glob("*.unfinished"))

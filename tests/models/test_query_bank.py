@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from urbancross import metrics, training
+from urbancross.embedding import looks
 from urbancross.models import checkpoints
 from urbancross.models.query_bank import EXTRA, QueryBank
 
@@ -68,26 +69,27 @@ def test_a_text_that_is_near_to_every_tile_is_found_by_fewer():
     assert recall(bank.of_tiles(tiles), bank.of_texts(texts)) > recall(tiles, texts)
 
 
-def test_tiles_are_found_by_a_tile_in_the_order_of_their_cosines():
+def test_a_picture_finds_tiles_in_the_order_of_plain_cosines_and_counts_as_much_as_a_text():
     bank = QueryBank.of(units(30, seed=1), units(20, seed=2))
-    v, query = units(50, seed=3), functional.pad(units(1, seed=6), (0, EXTRA))
-    order = (bank.of_tiles(v) @ query[0]).argsort()
-    assert torch.equal(order, (v @ query[0, :16]).argsort())
+    v, picture, text = units(50, seed=3), units(1, seed=6), units(1, seed=7)
+    query = bank.of_queries(picture)
+    assert torch.equal((bank.of_tiles(v) @ query[0]).argsort(), (v @ picture[0]).argsort())
+    assert float(query.norm()) == pytest.approx(float(bank.of_texts(text)[:, :16].norm()))
 
 
-def test_a_model_is_given_a_bank_of_its_own_pairs_and_again():
+def test_a_sample_is_of_any_tiles_and_texts_and_the_same_again():
     data = pairs(64)
     model = pretrained(data)
-    training.give_bank(model, data, 40, seed=1)
-    assert model.bank is not None
-    first = model.bank
+    tiles, texts = training.embedded_sample(model, data, 40, 1)
+    assert tiles.shape == texts.shape == (40, 8)
     with torch.inference_mode():
         known = model.heads["image"](data.images)
-    assert first.tiles.shape == (40, 8)
-    assert first.texts.shape == (40, 8)
-    assert all(bool(((known - row).abs().amax(dim=1) < 1e-6).any()) for row in first.tiles)
-    training.give_bank(model, data, 40, seed=1)
-    assert torch.equal(model.bank.tiles, first.tiles)
+    places = [int((known - row).abs().amax(dim=1).argmin()) for row in tiles]
+    assert len(set(places)) == 40
+    np.testing.assert_allclose(known[places], tiles, atol=1e-6)
+    assert torch.equal(training.embedded_sample(model, data, 40, 1)[1], texts)
+    assert not torch.equal(training.embedded_sample(model, data, 40, 1, "another shard")[1], texts)
+    assert len(training.embedded_sample(model, data, 1000, 1)[0]) == 64
 
 
 def test_a_checkpoint_keeps_its_bank(tmp_path: Path):
@@ -104,4 +106,6 @@ def test_a_checkpoint_keeps_its_bank(tmp_path: Path):
     np.testing.assert_array_equal(again.encode_texts(texts), model.encode_texts(texts))
     assert again.encode_segments(tiles).shape == (3, 24)
     assert again.encode_segments([]).shape == (0, 24)
-    np.testing.assert_array_equal(again.encode_image_queries(tiles)[:, :16], plainly[0])
+    nearest = again.encode_images(tiles) @ again.encode_image_queries(tiles).T
+    np.testing.assert_array_equal(nearest.argmax(axis=0), range(3))
+    np.testing.assert_allclose(looks(again.encode_images(tiles), 16), plainly[0], atol=1e-6)

@@ -20,7 +20,7 @@ from urbancross.distributed.training import (
     train,
 )
 from urbancross.errors import ConfigError
-from urbancross.models import checkpoints
+from urbancross.models import checkpoints, query_bank
 from urbancross.pairs import Pairs
 from urbancross.progress import say
 from urbancross.resuming import Memory
@@ -83,7 +83,10 @@ def run(config: AdaptConfig, callbacks: Sequence[UserCallback] = ()) -> Balance:
 
         adaptation.adapt(encoder, feed, target_pairs, config, team, after_step, memory, held)
         if encoder.bank is not None and team.rank == 0:
-            training.give_bank(encoder, target_pairs, len(encoder.bank.tiles), config.seed)
+            wanted = max(len(encoder.bank.tiles), len(encoder.bank.texts))
+            sample = training.embedded_sample(encoder, target_pairs, wanted, config.seed)
+            enough = len(sample[0]) >= min(wanted, query_bank.FEWEST)
+            encoder.bank = query_bank.QueryBank.of(*sample) if enough else None
         told: dict[str, dict[str, Any]] = {TIMING: clock.stages}
         if held and before is not None and team.rank == 0:
             told[MEASURED] = diagnostics.measure(encoder, held[1], config.seed)

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from urbancross import failpoints, storage
 from urbancross.config import TuneConfig
 from urbancross.distributed.training import UNFINISHED
-from urbancross.distributed.trials import REPORTED, keyed
+from urbancross.distributed.trials import REPORTED, keyed, stop_of
 from urbancross.progress import say
 from urbancross.sweep import outcomes
 from urbancross.sweep.outcomes import Outcome, Trial, short
@@ -39,6 +39,7 @@ class Sweep:
         keys: names of settings, by number.
         again: points that were told and are to be tried once more.
         curves: diagnoses of trials at work, by number.
+        stopping: what trials had reported when they were told to stop, by number.
     """
 
     config: TuneConfig
@@ -51,6 +52,7 @@ class Sweep:
     keys: dict[int, str] = field(default_factory=dict)
     again: set[int] = field(default_factory=set)
     curves: dict[int, list[dict[str, float]]] = field(default_factory=dict)
+    stopping: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: TuneConfig, home: Path) -> "Sweep":
@@ -127,12 +129,12 @@ class Sweep:
             for number, point in enumerate(self.search.asked)
         ]
 
-    def tell(self, number: int, reported: dict[str, Any] | None, died: bool) -> None:
+    def tell(self, number: int, died: bool) -> None:
         """Write down what became of a point, whose trial wrote its own outcome if it could."""
         key = self.key(number)
         outcome = outcomes.read(self.home, key)
         if outcome is None:
-            outcome = self.without_record(number, reported, died)
+            outcome = self.without_record(number, died)
             outcomes.write(self.home, key, outcome)
         objective = outcome.value(self.config.objective)
         values = None if outcome.state == "failed" else [objective]
@@ -151,18 +153,27 @@ class Sweep:
 
     def hear(self, number: int, reported: dict[str, Any]) -> None:
         """A diagnosis of a trial at work."""
-        if "source_recall" in reported:
+        if "source_recall" in reported and number not in self.stopping:
             self.curves.setdefault(number, []).append(
                 {"step": reported["step"], "source_recall": reported["source_recall"]}
                 | {name: reported[key] for name, key in REPORTED.items()}
             )
 
-    def without_record(self, number: int, reported: dict[str, Any] | None, died: bool) -> Outcome:
+    def stop(self, number: int, reported: dict[str, Any]) -> None:
+        """Have a trial stop at its next step.
+
+        Ray Tune would kill its process; Ray Train's controller goes with it, and the CPUs of its workers are then never
+        given back where Ray's state API cannot be reached.
+        """
+        self.hear(number, reported)
+        self.stopping[number] = reported
+        storage.write_json(stop_of(self.home, self.key(number)), {"step": reported["step"]})
+
+    def without_record(self, number: int, died: bool) -> Outcome:
         """Of a trial that did not come to its end: stopped by the scheduler, or its process is gone."""
-        told = reported or {}
-        if died or REPORTED["agreement"] not in told:
+        told = self.stopping.get(number, {})
+        if died or number not in self.stopping:
             return Outcome("failed", "its process ended; out of memory, or killed", steps=self.config.steps)
-        self.hear(number, told)
         return Outcome(
             "stopped",
             f"by {self.config.scheduler} at step {told['step']} of {self.config.steps}",
@@ -181,7 +192,7 @@ class Sweep:
             if trial.outcome is None:
                 continue
             place = self.home / outcomes.TRIALS / trial.key
-            if trial.outcome.state == "stopped":
+            if trial.outcome.state != "failed":  # which may go on from its state
                 shutil.rmtree(f"{place}{UNFINISHED}", ignore_errors=True)
             if not self.config.keep_checkpoints and (best is None or trial.key != best.key):
                 shutil.rmtree(place, ignore_errors=True)
@@ -241,7 +252,7 @@ class Asker(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         sweep, number = _now[-1], self.numbers[trial_id]
         if number not in sweep.told:
-            sweep.tell(number, result, error)
+            sweep.tell(number, error)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_text(json.dumps({"numbers": self.numbers, "history": _now[-1].search.history}))
@@ -265,3 +276,17 @@ class Halving(ASHAScheduler):
                 for told in before.outcome.curve if before.outcome else []:
                     stand_in: Any = SimpleNamespace(trial_id=before.key)
                     self._brackets[0].on_result(stand_in, int(told["step"]), told[self.objective])
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        sweep, number = _now[-1], trial.config["number"]
+        if number in sweep.stopping:
+            return self.CONTINUE  # it is about to
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision == self.STOP and "source_recall" in result:  # at its end it stops by itself
+            sweep.stop(number, result)
+            return self.CONTINUE
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if trial.config["number"] not in _now[-1].stopping:  # one that was stopped has been counted
+            super().on_trial_complete(tune_controller, trial, result)

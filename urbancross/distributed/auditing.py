@@ -11,10 +11,11 @@ from urbancross.config import AuditConfig
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import run_stage
 from urbancross.duplicates import near_duplicates, neighbours_in_place, perceptual_hashes
+from urbancross.embedding import looks
 from urbancross.progress import say
 from urbancross.runs import Balance
 from urbancross.storage import Place
-from urbancross.tables import AUDIT, read_rows, table_of
+from urbancross.tables import AUDIT, fingerprint_of, read_rows, table_of
 from urbancross.tiles import decode
 
 EXAMPLES = 10
@@ -115,11 +116,14 @@ def tiles_of(archive: Place, embeddings: str | None) -> Tiles:
         if table is not None:
             vectors += storage.read_shard(archive / table / name, ["vector"])["vector"].to_pylist()
     width = next((len(vector) for vector in vectors if vector), 1)
+    seen = np.array([vector or [0.0] * width for vector in vectors], np.float32).reshape(-1, width)
+    if table is not None:
+        seen = looks(seen, fingerprint_of(archive, table).get("notes", {}).get("width", width))
     return Tiles(
         ids,
         np.array(splits),
         bounds,
         np.array([found or [0] * 8 for found in hashes], np.uint64).reshape(-1, 8),
         np.array([found is not None for found in hashes], bool),
-        np.array([vector or [0.0] * width for vector in vectors], np.float32) if table is not None else None,
+        seen if table is not None else None,
     )

@@ -41,7 +41,8 @@ def stages(config: EmbedConfig, archive: Place) -> list[Stage]:
     name, width = config.name or model.variant, checkpoints.vector_width(model)
     arguments: dict[str, Any] = {"checkpoint": model.place, "device": config.device}
     settings: dict[str, Any] = {"checkpoint": model.fingerprint}
-    common: dict[str, Any] = {"batch_tiles": config.batch_tiles, "notes": {"checkpoint": model.place}}
+    notes = {"checkpoint": model.place, "width": checkpoints.width_of(model)}  # vectors may have further coordinates
+    common: dict[str, Any] = {"batch_tiles": config.batch_tiles, "notes": notes}
     if config.segments is None:
         table, sources = f"embeddings@{name}", {"tiles": ["image"]}
         return [Stage(table, sources, schemas.embeddings(width), TileEmbedder, arguments, settings, **common)]

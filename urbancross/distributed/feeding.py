@@ -4,6 +4,7 @@ Shards are taken in windows, each shuffled as a whole, so that memory does not g
 enough is a single window. Every process of the team has a stream of its own, of the parts that are its own.
 """
 
+import math
 import pickle
 import time
 from bisect import bisect_right
@@ -28,6 +29,7 @@ from urbancross.tables import read_aligned
 
 WINDOW = 1 << 15  # pairs that are shuffled together, at least
 STEPS_A_BLOCK = 8  # of stored features, which are small; one where images are decoded
+SAMPLED = 64  # shards that a sample of pairs is drawn from
 AHEAD = 2  # blocks that wait for their turn
 PAUSE_S = 0.02
 
@@ -102,6 +104,21 @@ class Windows:
 def some_shards(counts: dict[str, int], least: int, seed: int) -> list[str]:
     """Shards drawn until they hold so many pairs, or all: names in order."""
     return Windows.of(counts, seed, least).shards[0]
+
+
+def samples(
+    archive: Place, tables: FeatureTables, split: str, counts: dict[str, int], count: int, seed: int, **learning: bool
+) -> Iterator[tuple[str, Pairs, int]]:
+    """Up to SAMPLED shards by name, one after the other, their pairs, and how many to take of each for `count` in all.
+
+    Of many shards, for tiles of a shard are alike: they come from one place, or were sorted.
+    """
+    names = [name for name, usable in counts.items() if usable]
+    drawn_names = [names[i] for i in torch.randperm(len(names), generator=drawn(seed, "samples"))[:SAMPLED].tolist()]
+    total = sum(counts[name] for name in drawn_names)
+    for name in drawn_names:
+        share = math.ceil(count * counts[name] / total)
+        yield name, load_pairs(archive, tables, split, names=[name], **learning), share
 
 
 class Feeder:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from urbancross import storage, training
 from urbancross.config import PretrainConfig
 from urbancross.distributed.features import make_features
-from urbancross.distributed.feeding import Shards, Windows, load_pairs, some_shards
+from urbancross.distributed.feeding import Shards, Windows, samples
 from urbancross.distributed.training import (
     TIMING,
     Clock,
@@ -17,13 +19,11 @@ from urbancross.distributed.training import (
     train,
 )
 from urbancross.errors import ConfigError
-from urbancross.models import checkpoints
+from urbancross.models import checkpoints, query_bank
 from urbancross.progress import say
 from urbancross.resuming import Memory
 from urbancross.runs import Balance
 from urbancross.tables import digest_of, require_split
-
-BANK = 1000  # tiles and captions: more change next to nothing
 
 
 def run(config: PretrainConfig) -> Balance:
@@ -53,10 +53,11 @@ def run(config: PretrainConfig) -> Balance:
 
     bank = config.query_bank
     if bank is None:
-        bank = BANK if model.base == "starter" else 0
+        bank = query_bank.SIZE if model.base == "starter" and balance.written >= query_bank.FEWEST else 0
 
     def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
         encoder = checkpoints.load(model, config.device, config.dropout, config.seed)
+        encoder.bank = None  # of other weights
         clock = Clock(feed)
 
         def after_step(event: training.Event) -> None:
@@ -65,10 +66,14 @@ def run(config: PretrainConfig) -> Balance:
 
         training.pretrain(encoder, feed, config, team, after_step, memory)
         if bank and team.rank == 0:
-            some = some_shards(counted.pairs, bank, config.seed)
             learnt = {"images": images, "written": config.train == "both"}
-            pairs = load_pairs(archive, tables, config.split, names=some, **learnt)
-            training.give_bank(encoder, pairs, bank, config.seed)
+            parts = [
+                training.embedded_sample(encoder, pairs, count, config.seed, name)
+                for name, pairs, count in samples(
+                    archive, tables, config.split, counted.pairs, bank, config.seed, **learnt
+                )
+            ]
+            encoder.bank = query_bank.QueryBank.of(*(torch.cat(rows)[:bank] for rows in zip(*parts, strict=True)))
         towers = None if images else model.towers
         return Trained(encoder, model.base, towers, config.model_dump(), made_from, {TIMING: clock.stages})
 

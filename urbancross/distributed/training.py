@@ -27,7 +27,7 @@ from urbancross.distributed.feeding import Shards
 from urbancross.distributed.following import counted
 from urbancross.distributed.resources import asked, require_resources
 from urbancross.distributed.session import connect, own_error
-from urbancross.errors import ConfigError, WorkerError
+from urbancross.errors import ConfigError, StoppedEarly, WorkerError
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.progress import say
@@ -191,6 +191,8 @@ def train(
             failpoints.hit("training.step")
             if reports and DIAGNOSED in event and event["step"] < event["steps"]:  # nobody stops what is at its end
                 ray.train.report(event)
+            if reports and storage.exists(home / STOP):
+                raise StoppedEarly(f"{what} was stopped at step {event['step']} of {event['steps']}")
 
         def keep(state: State) -> None:
             if team.rank == 0:
@@ -242,6 +244,7 @@ def train(
 
 
 UNFINISHED, STATE, CURVES = ".unfinished", "state.pt", "tensorboard"
+STOP = "stop"  # a file among the states: a run whose diagnoses are listened to ends at its next step
 DIAGNOSED = "agreement"  # a key of events that carry a diagnosis
 
 # What does not change the result, and the places, whose content `made_from` tells better than their names.

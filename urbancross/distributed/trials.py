@@ -16,8 +16,8 @@ from urbancross.config import AdaptConfig, TuneConfig
 from urbancross.distributed import adaptation
 from urbancross.distributed.session import own_error
 from urbancross.distributed.sharing import is_there
-from urbancross.distributed.training import DIAGNOSED, NOT_RESULT, PLACES, TIMING, UNFINISHED
-from urbancross.errors import TrainingError
+from urbancross.distributed.training import DIAGNOSED, NOT_RESULT, PLACES, STOP, TIMING, UNFINISHED
+from urbancross.errors import StoppedEarly, TrainingError
 from urbancross.models import checkpoints
 from urbancross.sweep import outcomes
 from urbancross.sweep.outcomes import Outcome
@@ -27,15 +27,18 @@ OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|\bOOM\b|memor
 REPORTED = {"agreement": "agreement", "recall": "target_recall"}  # objectives by their names in a diagnosis
 
 
-def trial_of(config: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What Ray Tune runs for a point: {"number", "point"} in, the last report out."""
+def trial_of(config: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+    """What Ray Tune runs for a point: {"number", "point"} in, the last report out; None where it was stopped early."""
 
-    def trial(asked: dict[str, Any]) -> dict[str, Any]:
+    def trial(asked: dict[str, Any]) -> dict[str, Any] | None:
         home = storage.local(config.out)
         key, wanted = keyed(config, asked["point"])
         outcome = outcomes.read(home, key)
         if outcome is None:
-            outcome = _run(config, home, key, wanted)
+            try:
+                outcome = _run(config, home, key, wanted)
+            except StoppedEarly:  # the driver knows why, and what it was worth
+                return None
             outcomes.write(home, key, outcome)
         if outcome.state == "failed":
             raise TrainingError(outcome.reason)
@@ -69,13 +72,21 @@ def _run(config: TuneConfig, home: Path, key: str, wanted: AdaptConfig | str) ->
     began = time.monotonic()
     tables, found = _tables(wanted)
     callbacks = [TuneReportCallback()] if config.scheduler == "asha" else []
+    storage.remove(stop_of(home, key))  # of a driver that died; the one of now will say so again
     try:
         adaptation.run(wanted, callbacks)
         return measured(wanted, Path(wanted.out), time.monotonic() - began, tables, found)
+    except StoppedEarly:
+        raise
     except Exception as error:  # whatever ends one trial does not end the others
         shutil.rmtree(f"{wanted.out}{UNFINISHED}", ignore_errors=True)
         why = reason(error)
         return Outcome("failed", why, steps=wanted.steps, wall_s=time.monotonic() - began, tables=tables, found=found)
+
+
+def stop_of(home: Path, key: str) -> Path:
+    """The file that tells a trial to stop."""
+    return home / outcomes.TRIALS / f"{key}{UNFINISHED}" / STOP
 
 
 def reason(error: Exception) -> str:

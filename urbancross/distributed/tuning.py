@@ -161,7 +161,7 @@ def new_tuner(config: TuneConfig, sweep: Sweep, trainable: Any) -> tune.Tuner:
             search_alg=Asker(),
             scheduler=scheduler,
             num_samples=-1,
-            reuse_actors=scheduler is None,  # a trial that is stopped early is still busy
+            reuse_actors=True,
             trial_dirname_creator=directory_of,
         ),
         run_config=tune.RunConfig(

@@ -175,9 +175,8 @@ class DualEncoder(nn.Module):
         return self._joined("tiles", self._encode("image", images))
 
     def encode_image_queries(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """B pictures `[H, W, 3]` uint8 to unit vectors `[B, vector_width]`, nearest to the tiles that are like them."""
-        seen = self._encode("image", images)
-        return functional.pad(seen, (0, self.vector_width - self.width)).cpu().numpy()
+        """B pictures `[H, W, 3]` uint8 to vectors `[B, vector_width]`, nearest to the tiles that are like them."""
+        return self._joined("queries", self._encode("image", images))
 
     def encode_segments(self, crops: Sequence[np.ndarray], batch: int = 64) -> np.ndarray:
         """B crops `[h, w, 3]` uint8 to unit vectors `[B, vector_width]` float32."""
@@ -188,9 +187,10 @@ class DualEncoder(nn.Module):
 
     @torch.inference_mode()
     def _joined(self, kind: str, vectors: Tensor) -> np.ndarray:
-        """Unit vectors `[B, D]` of tiles or of texts as they are stored."""
-        if self.bank is not None:
-            vectors = self.bank.of_tiles(vectors) if kind == "tiles" else self.bank.of_texts(vectors)
+        """Unit vectors `[B, D]` as they are stored or asked with."""
+        bank = self.bank
+        if bank is not None:
+            vectors = {"tiles": bank.of_tiles, "texts": bank.of_texts, "queries": bank.of_queries}[kind](vectors)
         return vectors.cpu().numpy()
 
     @torch.inference_mode()

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 EXTRA = 8  # coordinates of a vector beyond those of the space: four of use, zeros up to a multiple of eight
 INVERSE_TEMPERATURE = 10.0
+SIZE = 1000  # tiles and captions of a bank
+FEWEST = 100  # tiles of one: a few say more of themselves than of hubs
 MOST = 0.25  # of a tile's or a text's hubness about the mean
 
 
@@ -14,15 +16,16 @@ class QueryBank(nn.Module):
     """Vectors of n tiles and m texts that nobody looks for, and what they say of others.
 
     The hubness of a tile is its mean similarity to the texts of the bank, h(v) = log mean_j exp(b u_j.v) / b, less its
-    mean over the bank's tiles; that of a text likewise. Scores are s(v, u) = (u.v - h(v) - h(u)) / 1.5 (QB-Norm,
-    arXiv 2112.12777, eq. 2, without the exponential, which changes no order). Both are written into further
-    coordinates, so that the score is the cosine of two unit vectors and any index of vectors finds by it:
+    mean over the bank's tiles, and at most 1/4 either way; that of a text likewise. Scores are
+    s(v, u) = (u.v - h(v) - h(u)) / 1.5: the logarithm of the inverted softmax (Smith et al., arXiv 1702.03859), both
+    ways, by a bank that nobody asks for (QB-Norm, arXiv 2112.12777). Both are written into further coordinates, so that
+    the score is the cosine of two unit vectors and any index of vectors finds by it:
 
         tile [v, -h(v)/r, r, p(v), 0]    text [u, r, -h(u)/r, 0, p(u)]    r = 1/2, p(x) = sqrt(r^2 - h(x)^2/r^2)
 
     Attributes:
         tiles, texts: [n, D] and [m, D] unit vectors of the space.
-        means: [2] mean of log mean exp over the bank's tiles and over its texts.
+        means: [2] mean of log mean exp / b over the bank's tiles and over its texts.
         inverse_temperature: b.
     """
 
@@ -59,6 +62,13 @@ class QueryBank(nn.Module):
         """Unit vectors of texts `[B, D]` to unit vectors `[B, D + EXTRA]`."""
         hubness, room = self._hubness(u, self.tiles, self.means[1])
         return _joined(u, torch.full_like(room, MOST**0.5), hubness, torch.zeros_like(room), room)
+
+    def of_queries(self, v: Tensor) -> Tensor:
+        """Unit vectors of pictures `[B, D]` to vectors `[B, D + EXTRA]` that find tiles in the order of plain cosines.
+
+        As long in the space as those of texts, so that in a sum both count alike.
+        """
+        return nn.functional.pad(v / (1 + 2 * MOST) ** 0.5, (0, EXTRA))
 
     def _hubness(self, rows: Tensor, others: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """-h / r and p, each `[B]`."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from urbancross import gaps, runs, search, storage, tables, verdict
 from urbancross.config import ReportConfig
+from urbancross.embedding import looks
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
 from urbancross.report.contents import AFTER, BEFORE, DomainGap, Hit, Report
@@ -101,6 +102,7 @@ def gap(source: Place, target: Place, model: checkpoints.Model, seed: int) -> Do
     (a, places_a), (b, places_b) = (
         vectors_of(archive, embeddings_of(archive, model), seed) for archive in (source, target)
     )
+    a, b = (looks(vectors, checkpoints.width_of(model)) for vectors in (a, b))
     distance = gaps.proxy_a_distance(a, b, places_a, places_b, seed)
     discrepancy, p = gaps.mmd2(a, b, seed=seed)
     return DomainGap(a, b, distance, discrepancy, p)
