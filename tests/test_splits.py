@@ -127,3 +127,14 @@ def test_by_look_near_copies_stay_together_and_one_of_a_tile_that_has_a_split_fo
     hashes = np.stack([perceptual_hashes(np.asarray(Image.open(row["source"]))) for row in rows[:24]])
     pairs = near_duplicates(hashes[:, 0], hashes, 4)
     assert all(rows[i]["split"] == rows[j]["split"] for i, j in pairs.tolist())
+
+
+def test_blocks_that_leave_a_split_without_tiles_are_refused_with_what_there_is():
+    rows = grid(5)
+    with pytest.raises(
+        ConfigError, match=r"blocks of 90000 m leave no tile for valid and test \(25 train, .*--block-m"
+    ):
+        assign(rows, Shares(by="place", block_m=90000), {})
+    again = grid(5)
+    assign(again, Shares(by="place", block_m=90000, valid=0, test=0), {})
+    assert {row["split"] for row in again} == {"train"}

@@ -190,7 +190,7 @@ def run(config: SearchConfig) -> None:
         }
         print(json.dumps(told, indent=2))
     else:
-        show(hits, config.text or str(config.image))
+        show(hits, " and ".join(filter(None, (config.text, config.image))))
 
 
 def show(hits: list[Hit], query: str) -> None:

@@ -58,7 +58,7 @@ def assign(rows: list[Row], shares: Shares, known: dict[str, str]) -> None:
         known: splits of tiles that were planned before, or `LEFT_OUT`, by id.
 
     Raises:
-        ConfigError: a tile does not say where it lies, with `place`.
+        ConfigError: with `place`, a tile does not say where it lies, or a split gets none.
     """
     by: By = "file" if shares.split is not None else shares.by
     for row in rows:
@@ -89,6 +89,13 @@ def assign(rows: list[Row], shares: Shares, known: dict[str, str]) -> None:
         leave_buffer(live, free)
     counts = Counter("left out" if is_buffer(row) else row["split"] for row in free)
     told = ", ".join(f"{counts[name]:,} {name}" for name in (*reversed(ORDER), "left out"))
+    wanted = {"train": 1 - shares.valid - shares.test, "valid": shares.valid, "test": shares.test}
+    empty = [name for name, share in wanted.items() if share > 1e-9 and not counts[name]]
+    if by == "place" and empty and len(free) == len(rows):
+        raise ConfigError(
+            f"--split-by place: blocks of {shares.block_m:g} m leave no tile for {' and '.join(empty)} ({told}); give "
+            "another --block-m, some tiles wide, or --valid-share 0 or --test-share 0"
+        )
     say(f"ingest: {len(set(keys)):,} groups by {by}: {told}")
 
 

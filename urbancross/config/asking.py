@@ -44,7 +44,8 @@ class SearchConfig(ArchiveConfig):
     text: CliPositionalArg[str | None] = None
     """What to look for, in words."""
     image: str | None = None
-    """Picture to look for; with a text, both count alike."""
+    """Picture to look for; with a text, the mean of both. A tile is liker to a picture than to any text, so that the
+    picture says most."""
     embeddings: str | None = None
     """Variant of the embeddings table; needed where there are several."""
     checkpoint: str | None = None

@@ -108,7 +108,7 @@ class PretrainConfig(TrainingConfig, ArchiveConfig):
     a tile has no up; each costs a forward pass."""
     query_bank: NonNegativeInt | None = None
     """Tiles and captions of the split, kept in the checkpoint, that say how near a tile or a text is to everything;
-    it is ranked without that. 0 for none. Default: 1000 for starter, if there are 100; 0 for an open_clip model."""
+    it is ranked without that. 0: none. Default: as --model has it; 1000 for starter, if there are 100; 0 otherwise."""
 
 
 class EvaluateConfig(ArchiveConfig, WorkersConfig):

@@ -85,7 +85,7 @@ def run(config: AdaptConfig, callbacks: Sequence[UserCallback] = ()) -> Balance:
         if encoder.bank is not None and team.rank == 0:
             wanted = max(len(encoder.bank.tiles), len(encoder.bank.texts))
             sample = training.embedded_sample(encoder, target_pairs, wanted, config.seed)
-            enough = len(sample[0]) >= min(wanted, query_bank.FEWEST)
+            enough = len(sample[0]) >= min(len(encoder.bank.tiles), query_bank.FEWEST)
             encoder.bank = query_bank.QueryBank.of(*sample) if enough else None
         told: dict[str, dict[str, Any]] = {TIMING: clock.stages}
         if held and before is not None and team.rank == 0:

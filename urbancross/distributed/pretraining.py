@@ -51,9 +51,7 @@ def run(config: PretrainConfig) -> Balance:
         refuse_other_origin(config.out, made_from)
         return replace(balance, written=0, done_before=balance.written)
 
-    bank = config.query_bank
-    if bank is None:
-        bank = query_bank.SIZE if model.base == "starter" and balance.written >= query_bank.FEWEST else 0
+    bank = bank_of(config, model, balance.written)
 
     def work(team: training.Team, on_step: Callable[[training.Event], None], memory: Memory) -> Trained:
         encoder = checkpoints.load(model, config.device, config.dropout, config.seed)
@@ -82,3 +80,12 @@ def run(config: PretrainConfig) -> Balance:
         share = told["waited_s"] / max(told["seconds"], 1e-9)
         say(f"pretrain: {stage}: {told['seconds']:.1f} s after the first step, {100 * share:.1f} % waiting for data")
     return balance
+
+
+def bank_of(config: PretrainConfig, model: checkpoints.Model, tiles: int) -> int:
+    """How many tiles, and captions, the query bank of a model that learns from so many tiles should have."""
+    if config.query_bank is not None:
+        return config.query_bank
+    if model.bank:
+        return max(model.bank)
+    return query_bank.SIZE if model.base == "starter" and tiles >= query_bank.FEWEST else 0

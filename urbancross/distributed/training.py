@@ -239,6 +239,8 @@ def train(
                 say(f"{what}: a worker died; the team starts anew, {failures} of {config.max_failures} times")
 
     events = runs.read_events(folder / checkpoints.EVENTS)
+    kept = storage.read_json(folder / checkpoints.DESCRIPTION, "--out").get("query_bank")
+    say(f"{what}: {'query bank: {tiles:,} tiles, {texts:,} captions'.format(**kept) if kept else 'no query bank'}")
     for line in filter(None, (curves.summary(events, key) for key in ("loss", "source_recall", "target_recall"))):
         say(f"{what}: {line}")
 
