@@ -189,7 +189,8 @@ def page(results: list[dict[str, Any]], told: argparse.Namespace) -> str:
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB. {told.shards} shards of {told.shard_tiles:,} tiles for each "
         f"actor, {told.image_bytes:,} bytes a tile, batches of {told.batch_tiles} tiles and {told.batch_ms} ms.\n",
         f"```\npython benchmarks/simulated_gpus.py {' '.join(sys.argv[1:])}\n```\n",
-        "| actors | busy, % | bar | whole, % | between batches, ms | between shards, ms (95 %) | driver, % of a core | "
+        "| actors | busy, % | bar | whole, % | between batches, ms | between shards, ms (95 %) "
+        f"| driver, % of a core (bar {DRIVER_BAR:.0f}) | "
         "driver, MiB | watch | raylet, gcs | workers | machine |\n|" + "---|" * 12,
     ]
     for found in results:
