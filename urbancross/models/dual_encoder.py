@@ -172,21 +172,21 @@ class DualEncoder(nn.Module):
 
     def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """B tiles `[H, W, 3]` uint8 to unit vectors `[B, vector_width]` float32."""
-        return self._joined("tiles", self._encode("image", images))
+        return self._corrected("tiles", self._encode("image", images))
 
     def encode_image_queries(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """B pictures `[H, W, 3]` uint8 to vectors `[B, vector_width]`, nearest to the tiles that are like them."""
-        return self._joined("queries", self._encode("image", images))
+        return self._corrected("queries", self._encode("image", images))
 
     def encode_segments(self, crops: Sequence[np.ndarray], batch: int = 64) -> np.ndarray:
         """B crops `[h, w, 3]` uint8 to unit vectors `[B, vector_width]` float32."""
         parts = [
-            self._joined("tiles", self._encode("segment", crops[i : i + batch])) for i in range(0, len(crops), batch)
+            self._corrected("tiles", self._encode("segment", crops[i : i + batch])) for i in range(0, len(crops), batch)
         ]
         return np.concatenate(parts) if parts else np.empty((0, self.vector_width), np.float32)
 
     @torch.inference_mode()
-    def _joined(self, kind: str, vectors: Tensor) -> np.ndarray:
+    def _corrected(self, kind: str, vectors: Tensor) -> np.ndarray:
         """Unit vectors `[B, D]` as they are stored or asked with."""
         bank = self.bank
         if bank is not None:
@@ -207,7 +207,7 @@ class DualEncoder(nn.Module):
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch: int = 128) -> np.ndarray:
         """B texts to unit vectors `[B, vector_width]` float32; equal texts are encoded once."""
-        return self._joined("texts", self.heads["text"](self.distinct_text_features(texts, batch)).float())
+        return self._corrected("texts", self.heads["text"](self.distinct_text_features(texts, batch)).float())
 
     @torch.inference_mode()
     def distinct_text_features(self, texts: Sequence[str], batch: int = 128) -> Tensor:

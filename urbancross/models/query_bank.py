@@ -9,7 +9,9 @@ EXTRA = 8  # coordinates of a vector beyond those of the space: four of use, zer
 INVERSE_TEMPERATURE = 10.0
 SIZE = 1000  # tiles and captions of a bank
 FEWEST = 100  # tiles of one: a few say more of themselves than of hubs
-MOST = 0.25  # of a tile's or a text's hubness about the mean
+RADIUS = 0.5  # r below: what each of the two further pairs of coordinates is long
+MOST = RADIUS**2  # of a tile's or a text's hubness about the mean
+LENGTH = (1 + 2 * RADIUS**2) ** 0.5  # of all coordinates together, which is divided by
 
 
 class QueryBank(nn.Module):
@@ -56,24 +58,24 @@ class QueryBank(nn.Module):
     def of_tiles(self, v: Tensor) -> Tensor:
         """Unit vectors of tiles, or of segments, `[B, D]` to unit vectors `[B, D + EXTRA]`."""
         hubness, room = self._hubness(v, self.texts, self.means[0])
-        return _joined(v, hubness, torch.full_like(room, MOST**0.5), room, torch.zeros_like(room))
+        return _joined(v, hubness, torch.full_like(room, RADIUS), room, torch.zeros_like(room))
 
     def of_texts(self, u: Tensor) -> Tensor:
         """Unit vectors of texts `[B, D]` to unit vectors `[B, D + EXTRA]`."""
         hubness, room = self._hubness(u, self.tiles, self.means[1])
-        return _joined(u, torch.full_like(room, MOST**0.5), hubness, torch.zeros_like(room), room)
+        return _joined(u, torch.full_like(room, RADIUS), hubness, torch.zeros_like(room), room)
 
     def of_queries(self, v: Tensor) -> Tensor:
         """Unit vectors of pictures `[B, D]` to vectors `[B, D + EXTRA]` that find tiles in the order of plain cosines.
 
         As long in the space as those of texts, so that in a sum both count alike.
         """
-        return nn.functional.pad(v / (1 + 2 * MOST) ** 0.5, (0, EXTRA))
+        return nn.functional.pad(v / LENGTH, (0, EXTRA))
 
     def _hubness(self, rows: Tensor, others: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """-h / r and p, each `[B]`."""
-        found = (self._nearness(rows, others) - mean).clamp(-MOST, MOST) / MOST**0.5
-        return -found, (MOST - found**2).clamp(min=0).sqrt()
+        found = (self._nearness(rows, others) - mean).clamp(-MOST, MOST) / RADIUS
+        return -found, (RADIUS**2 - found**2).clamp(min=0).sqrt()
 
     def _nearness(self, rows: Tensor, others: Tensor) -> Tensor:
         """log mean_j exp(b x.y_j) / b of each row x: `[B]`."""
@@ -82,5 +84,5 @@ class QueryBank(nn.Module):
 
 
 def _joined(vectors: Tensor, *further: Tensor) -> Tensor:
-    joined = torch.cat([vectors, torch.stack(further, dim=1)], dim=1) / (1 + 2 * MOST) ** 0.5
+    joined = torch.cat([vectors, torch.stack(further, dim=1)], dim=1) / LENGTH
     return nn.functional.pad(joined, (0, EXTRA - len(further)))
