@@ -36,6 +36,7 @@ def test_what_a_step_of_training_frees_is_there_for_the_next_one():
 
     pages = BYTES // resource.getpagesize()
     found = ray.get(faults.remote())
-    assert found[0] >= pages
+    # What the worker had freed before serves the first step too, but is far from all that it asks for.
+    assert found[0] > pages // 2
     # Now and then something of another thread lies in the way; without care each step would fault all of it.
     assert statistics.median(found) < pages // 100
