@@ -1,10 +1,11 @@
 """How near does `plan` come to what the run then takes?
 
-    python benchmarks/forecasts.py --source rsicd --out FOLDER [--tiles 4000] [--rounds 3]
+    python benchmarks/forecasts.py --source rsicd --out FOLDER [--tiles 2400] [--rounds 3]
 
 Three stages of one captioned set, each forecast by `urbancross plan` and then run by its verb, both in processes of
-their own: embed (a model), segment (an engine without one) and rank (crops of segments, and texts). Tables are removed
-between rounds. The run itself says how its forecast came true; this gathers what it said.
+their own: embed (a model), segment (an engine without one) and rank (crops of segments, and texts, by heads that one
+epoch has taught). Tables are removed between rounds. The run itself says how its forecast came true; this gathers what
+it said.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from urbancross import storage
 
 STAGES = {
     "embeddings": "embed --checkpoint starter --workers 2",
-    "segments": "segment --engine felzenszwalb --workers 2",
-    "ranks": "rank --checkpoint starter --workers 2",
+    "segments": "segment --engine felzenszwalb --max-segments 6 --workers 2",
+    "ranks": "rank --checkpoint heads --workers 2",
 }
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--source", required=True, help="a folder with captions.jsonl")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--tiles", type=int, default=4000)
+    parser.add_argument("--tiles", type=int, default=2400)
     parser.add_argument("--rounds", type=int, default=3)
     told = parser.parse_args()
     home = Path(told.out).absolute()
@@ -36,12 +37,15 @@ def main() -> None:
     if not archive.is_dir():
         verb("ingest", "--source", str(part_of(Path(told.source).absolute(), home / "set", told.tiles)),
              "--archive", str(archive), "--domain", "d", "--shard-tiles", "512")  # fmt: skip
+    if not (home / "heads").is_dir():
+        verb("pretrain", "--archive", str(archive), "--out", str(home / "heads"), "--segments", "none",
+             "--head-epochs", "1")  # fmt: skip
     results: list[dict[str, Any]] = []
     for number in range(told.rounds):
         for kind, command in STAGES.items():
-            verb("plan", "--archive", str(archive), "--no-knobs", "--stage", command)
+            verb("plan", "--archive", str(archive), "--no-knobs", "--stage", command, folder=home)
             name, *flags = command.split()
-            verb(name, "--archive", str(archive), *flags)
+            verb(name, "--archive", str(archive), *flags, folder=home)
             found = {"round": number, "stage": kind, **newest_score(archive)}
             results.append(found)
             print(json.dumps(found), file=sys.stderr, flush=True)
@@ -73,8 +77,9 @@ def part_of(source: Path, folder: Path, tiles: int) -> Path:
     return folder
 
 
-def verb(name: str, *flags: str) -> None:
-    subprocess.run([sys.executable, "-m", "urbancross.cli", name, *flags], check=True, stdout=subprocess.DEVNULL)
+def verb(name: str, *flags: str, folder: Path | None = None) -> None:
+    command = [sys.executable, "-m", "urbancross.cli", name, *flags]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
 
 
 def newest_score(archive: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -15,17 +16,40 @@ from urbancross.command_line import from_command_line
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 KUBERNETES = "1.33"
-# The fields of KubeRay's v1 resources that are used here; its operator passes over a misspelt one without a word.
-RAY_CLUSTER = {
-    "rayVersion",
-    "authOptions",
-    "enableInTreeAutoscaling",
-    "autoscalerOptions",
-    "headGroupSpec",
-    "workerGroupSpecs",
-}
-WORKER_GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
-RAY_JOB = {"clusterSelector", "entrypoint", "runtimeEnvYAML", "backoffLimit", "submitterPodTemplate"}
+
+
+def fields(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+# Of KubeRay's v1 resources, the fields that are used here, with the types of its API; their pods are Kubernetes' own.
+# The operator passes over a misspelt one without a word.
+COUNT, TEXTS = {"type": "integer", "minimum": 0}, {"type": "object", "additionalProperties": {"type": "string"}}
+POD = {"type": "object", "required": ["spec"]}
+AUTOSCALER = fields(upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]}, idleTimeoutSeconds=COUNT)
+WORKERS = fields(
+    groupName={"type": "string"},
+    replicas=COUNT,
+    minReplicas=COUNT,
+    maxReplicas=COUNT,
+    rayStartParams=TEXTS,
+    template=POD,
+)
+RAY_CLUSTER = fields(
+    rayVersion={"type": "string"},
+    authOptions=fields(mode={"enum": ["token", "disabled"]}),
+    enableInTreeAutoscaling={"type": "boolean"},
+    autoscalerOptions=AUTOSCALER,
+    headGroupSpec=fields(rayStartParams=TEXTS, template=POD),
+    workerGroupSpecs={"type": "array", "items": WORKERS},
+)
+RAY_JOB = fields(
+    clusterSelector=TEXTS,
+    entrypoint={"type": "string"},
+    runtimeEnvYAML={"type": "string"},
+    backoffLimit=COUNT,
+    submitterPodTemplate=POD,
+)
 
 
 def documents(name: str) -> dict[str, dict[str, Any]]:
@@ -59,15 +83,11 @@ def test_kubernetes_own_resources_fit_its_schema(kind: str):
 
 def test_the_ray_cluster_has_the_fields_of_kuberay_and_pods_of_kubernetes():
     spec = documents("cluster.yaml")["RayCluster"]["spec"]
-    assert set(spec) == RAY_CLUSTER
-    assert spec["autoscalerOptions"]["upscalingMode"] in ("Default", "Aggressive", "Conservative")
-    assert set(spec["headGroupSpec"]) == {"rayStartParams", "template"}
+    jsonschema.validate(spec, RAY_CLUSTER)
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in spec["workerGroupSpecs"]:
-        assert set(group) == WORKER_GROUP
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = group["template"]["spec"]
         a_pod(pod)
         (container,) = pod["containers"]
@@ -75,9 +95,16 @@ def test_the_ray_cluster_has_the_fields_of_kuberay_and_pods_of_kubernetes():
         assert pod["securityContext"]["runAsNonRoot"]
 
 
+def test_a_misspelt_field_of_kuberay_is_found():
+    spec = documents("cluster.yaml")["RayCluster"]["spec"]
+    for wrong in ({"idleTimeoutSecond": 600}, {"idleTimeoutSeconds": "600"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spec | {"autoscalerOptions": spec["autoscalerOptions"] | wrong}, RAY_CLUSTER)
+
+
 def test_the_ray_job_runs_a_verb_of_this_house_on_that_cluster():
     job, cluster = documents("job.yaml")["RayJob"], documents("cluster.yaml")["RayCluster"]
-    assert set(job["spec"]) == RAY_JOB
+    jsonschema.validate(job["spec"], RAY_JOB)
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
     a_pod(job["spec"]["submitterPodTemplate"]["spec"])
     assert set(yaml.safe_load(job["spec"]["runtimeEnvYAML"])) == {"env_vars"}

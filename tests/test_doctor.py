@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save as to_bytes
 
 from urbancross import cli, doctor, storage
-from urbancross.distributed.doctor import judge
+from urbancross.distributed.doctor import Seen, captioner, judge, look
 from urbancross.doctor import Finding
 from urbancross.progress import GIB
 
@@ -56,7 +58,7 @@ def test_a_disk_that_is_nearly_full_is_amiss(monkeypatch: pytest.MonkeyPatch, tm
 def test_models_that_are_not_there_or_not_whole_are_amiss(tmp_path: Path):
     assert doctor.model("starter").state == "ok"
     assert doctor.model("no-such-model").state == "amiss"
-    (tmp_path / "model.safetensors").write_bytes(b"other bytes")
+    (tmp_path / "model.safetensors").write_bytes(to_bytes({"other": torch.zeros(1)}))
     told = {"base": "starter", "width": 8, "fingerprint": "0" * 16, "towers": "t"}
     (tmp_path / "checkpoint.json").write_text(json.dumps(told))
     found = doctor.model(str(tmp_path))
@@ -84,12 +86,30 @@ def test_a_store_that_lets_a_name_be_created_twice_is_amiss(tmp_path: Path, monk
 
 def test_a_node_of_other_versions_and_one_whose_gpus_ray_does_not_know_are_amiss():
     here = {"python": "3.11.7", "torch": "2.13"}
-    assert judge("node", here, here, devices=0, gpus=0).state == "ok"
-    assert judge("node", here, here, devices=8, gpus=8).state == "ok"
-    other = judge("node", here, here | {"torch": "2.12"}, devices=0, gpus=0)
+    assert judge("node", here, Seen(here, 0, False), gpus=0).state == "ok"
+    assert judge("node", here, Seen(here, 8, True), gpus=8).state == "ok"
+    other = judge("node", here, Seen(here | {"torch": "2.12"}, 0, False), gpus=0)
     assert (other.state, other.told) == ("amiss", "torch 2.12 (here 2.13)")
-    blind = judge("node", here, here, devices=8, gpus=0)
+    blind = judge("node", here, Seen(here, 8, True), gpus=0)
     assert (blind.state, blind.do) == ("amiss", "ray start --num-gpus, on that node")
+    assert judge("node", here, Seen(here, 8, True), gpus=4).state == "note"
+    assert "no driver" in judge("node", here, Seen(here, 0, False), gpus=8).told
+
+
+def test_another_node_tells_what_is_not_well_with_it_and_this_one_has_told(tmp_path: Path):
+    absent = str(tmp_path / "absent")
+    assert look(absent, is_here=True).wrong == ()
+    assert f"archive {absent}" in [found.what for found in look(absent, is_here=False).wrong]
+
+
+def test_a_captioner_and_weights_of_sam_are_looked_at(tmp_path: Path):
+    assert captioner("Qwen/Qwen2.5-VL-7B-Instruct").state == "note"
+    assert captioner(str(tmp_path)).told.endswith("has no config.json")
+    (tmp_path / "config.json").write_text("{}")
+    assert captioner(str(tmp_path)).state == "ok"
+    (tmp_path / "sam.pth").write_bytes(b"cut short")
+    found = doctor.sam_weights(str(tmp_path / "sam.pth"))
+    assert (found.state, "is no checkpoint or is cut short" in found.told) == ("amiss", True)
 
 
 @pytest.mark.ray

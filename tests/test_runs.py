@@ -1,6 +1,8 @@
 import pytest
 
-from urbancross import runs
+from urbancross import cli, runs
+from urbancross.errors import ConfigError, WorkerError
+from urbancross.progress import heard_by, meter, say
 from urbancross.runs import Balance
 
 
@@ -96,3 +98,57 @@ def test_events_come_back_line_by_line(tmp_path):
     assert (tmp_path / "events.jsonl").read_bytes().count(b"\n") == 2
     assert runs.read_events(tmp_path / "events.jsonl") == events
     assert runs.read_events(tmp_path / "absent.jsonl") == []
+
+
+def test_a_journal_keeps_what_was_said_once_a_minute_and_no_folder_where_there_is_no_archive(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    journal = runs.Journal(tmp_path / "home", "embed", {"workers": 2})
+    with heard_by(journal.hear):
+        say("note: one")
+        now[0] = 61.0
+        say("note: two")
+        assert not (tmp_path / "home").exists()
+        (tmp_path / "home" / "plan").mkdir(parents=True)
+        now[0] = 122.0
+        with meter("embeddings@x of home", 8) as work:
+            work.add(8)
+    said = [{name: value for name, value in event.items() if name != "at"} for event in read(journal)]
+    assert said == [
+        {"said": "note: one"},
+        {"said": "note: two"},
+        {"what": "embeddings@x of home", "done": 8, "total": 8, "unit": "tiles"},
+    ]
+    assert runs.storage.read_json(journal.run / runs.CONFIG, "run") == {"verb": "embed", "workers": 2}
+    say("nobody hears it")
+    assert len(journal.events) == 3
+
+
+def read(journal: runs.Journal) -> list[dict]:
+    return runs.read_events(journal.run / runs.EVENTS)
+
+
+def test_a_run_that_is_stopped_leaves_its_settings_and_why_and_bad_input_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "archive" / "tiles").mkdir(parents=True)
+    monkeypatch.setattr(cli, "VERBS", {"segment": cli.Verb(cli.VERBS["segment"].kind, f"{__name__}:stopped")})
+    config = cli.VERBS["segment"].kind(archive=str(tmp_path / "archive"), engine="grid", workers=1)
+    for kind in (ConfigError, WorkerError):
+        monkeypatch.setitem(globals(), "ending", kind("the <end> of it"))
+        with pytest.raises(kind):
+            cli.call("segment", config)
+    (run,) = (tmp_path / "archive" / "runs").iterdir()
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "events.jsonl", "report.html"]
+    said, ended = runs.read_events(run / "events.jsonl")
+    assert (said["said"], ended["ended"], ended["why"]) == ("on its way", "stopped", "the <end> of it")
+    page = (run / "report.html").read_text()
+    assert "stopped: the &lt;end&gt; of it" in page
+    assert "on its way" in page
+    assert runs.balances(tmp_path / "archive") == []
+
+
+ending: Exception = ConfigError("")
+
+
+def stopped(config):
+    say("on its way")
+    raise ending

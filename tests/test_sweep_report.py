@@ -160,9 +160,11 @@ def test_what_trials_share_is_counted_against_what_they_needed():
 
 def test_reals_are_averaged_in_bins_of_equal_width():
     found = [level(x, some_trials(sweep(space=["ratio=1..2"]), 1), "recall") for x in (0.0, 0.1, 6.0)]
-    middle, means = binned([0.0, 0.1, 6.0], found, by_log=False)
+    bins, middle = binned([0.0, 0.1, 6.0], found, by_log=False)
     assert middle == [pytest.approx(0.5), pytest.approx(5.5)]
-    assert means == [pytest.approx(found[0].mean)] * 2
+    assert [each.mean for each in bins] == [pytest.approx(found[0].mean)] * 2
+    assert [len(each.values) for each in bins] == [2, 1]
+    assert bins[0].low <= bins[0].mean <= bins[0].high
 
 
 def test_rank_correlation_is_spearmans():

@@ -1,5 +1,6 @@
 """The table of verbs, and the one way into each: flags, run, balance line, exit code."""
 
+import contextlib
 import importlib
 import signal
 import sys
@@ -10,8 +11,10 @@ from urbancross import config as settings
 from urbancross import runs, storage
 from urbancross.command_line import from_command_line
 from urbancross.errors import CheckpointError, ConfigError, SchemaError, UrbanCrossError
+from urbancross.progress import heard_by
 
 DONE, STOPPED, BAD_INPUT = 0, 1, 2
+BAD_INPUTS = (ConfigError, SchemaError, CheckpointError)  # which leave no run behind
 HOMES = ("home", "archive", "target")  # settings that name where a run is recorded, the first that a verb has
 
 
@@ -67,7 +70,7 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> Non
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a verb as Ctrl-C does
     try:
         call(verb, config)
-    except (ConfigError, SchemaError, CheckpointError) as error:
+    except BAD_INPUTS as error:
         fail(program, error, BAD_INPUT)
     except UrbanCrossError as error:
         fail(program, error, STOPPED)
@@ -76,15 +79,37 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> Non
 
 
 def call(verb: str, config: settings.Config) -> runs.Balance | None:
-    """Run a verb; its balance goes to its last line and into its run folder."""
+    """Run a verb; its balance goes to its last line, and with what it was asked and said into its run folder."""
     module, function = VERBS[verb].run.split(":")
-    balance: runs.Balance | None = getattr(importlib.import_module(module), function)(config)
+    home = next((found for name in HOMES if (found := getattr(config, name, None))), None)
+    if home is None:
+        balance: runs.Balance | None = getattr(importlib.import_module(module), function)(config)
+    else:
+        journal = runs.Journal(storage.place(home), verb, config.model_dump())
+        try:
+            with heard_by(journal.hear):
+                balance = getattr(importlib.import_module(module), function)(config)
+        except BaseException as error:
+            if isinstance(config, settings.WorkersConfig) and not isinstance(error, BAD_INPUTS):
+                close(journal, None, str(error) or type(error).__name__)
+            raise
+        if balance is not None:
+            runs.record(journal.home, verb, journal.settings, balance, journal.run)
+            close(journal, balance, "")
     if balance is not None:
-        home = next((found for name in HOMES if (found := getattr(config, name, None))), None)
-        if home is not None:
-            runs.record(storage.place(home), verb, config.model_dump(), balance)
         print(balance, flush=True)
     return balance
+
+
+def close(journal: runs.Journal, balance: runs.Balance | None, why: str) -> None:
+    """Keep how a run ended, and its page."""
+    from urbancross.report import run as page
+
+    journal.hear({"ended": "done", **runs.counts_of(balance)} if balance else {"ended": "stopped", "why": why})
+    journal.keep()
+    with contextlib.suppress(UrbanCrossError, OSError):
+        if storage.names(journal.run):
+            storage.replace(journal.run / page.PAGE, page.page_of(journal, balance).encode())
 
 
 def fail(program: str, error: object, code: int) -> None:

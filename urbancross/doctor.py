@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from urbancross import storage
 from urbancross.errors import UrbanCrossError
-from urbancross.models import checkpoints
+from urbancross.models import checkpoints, sam
 from urbancross.progress import GIB, count
 
 SHM, CGROUP = Path("/dev/shm"), Path("/sys/fs/cgroup/memory.max")
@@ -136,6 +136,16 @@ def model(name: str) -> Finding:
         return Finding(what, "ok", f"{found.base}, weights {found.fingerprint}")
 
     return tried(what, look)
+
+
+def sam_weights(path: str) -> Finding:
+    """Whether weights of SAM can be read, and which SAM they are."""
+
+    def look() -> Finding:
+        shape = sam.shape_of(sam.read(sam.weights(path)))
+        return Finding(f"SAM {path}", "ok", f"{sam.variant_of(shape)}, {shape.img_size} px")
+
+    return tried(f"SAM {path}", look)
 
 
 def archive(text: str) -> Finding:

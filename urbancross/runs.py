@@ -1,7 +1,12 @@
-"""A run's folder and its balance: what was asked, what happened, and that every tile is accounted for."""
+"""A run's folder and its balance: what was asked, what happened, and that every tile is accounted for.
 
+A/runs/TIME-VERB/   config.json  balance.json  events.jsonl  report.html, and what else a verb keeps
+"""
+
+import contextlib
 import json
 import re
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -9,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from urbancross import storage
+from urbancross.errors import UrbanCrossError
 from urbancross.storage import Place
+
+CONFIG, BALANCE, EVENTS = "config.json", "balance.json", "events.jsonl"
+SECONDS_BETWEEN_KEEPS = 60.0
 
 
 @dataclass(frozen=True)
@@ -92,15 +101,45 @@ def new_run(home: Place, verb: str) -> Place:
     return home / "runs" / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{verb}"
 
 
-def record(home: Place, verb: str, settings: dict[str, Any], balance: Balance) -> Place:
-    """Write `config.json`, `balance.json` and the run's other files below `home/runs`; returns the run's folder."""
-    run = new_run(home, verb)
-    storage.write_json(run / "config.json", {"verb": verb, **settings})
-    counts = {name: value for name, value in asdict(balance).items() if name != "files"}
-    storage.write_json(run / "balance.json", counts)
+def counts_of(balance: Balance) -> dict[str, int]:
+    return {name: value for name, value in asdict(balance).items() if name != "files"}
+
+
+def record(home: Place, verb: str, settings: dict[str, Any], balance: Balance, run: Place | None = None) -> Place:
+    """Write the settings, the balance and the run's other files into its folder, a new one if none is given."""
+    run = run or new_run(home, verb)
+    storage.write_json(run / CONFIG, {"verb": verb, **settings})
+    storage.write_json(run / BALANCE, counts_of(balance))
     for name, value in balance.files.items():
         storage.write_json(run / f"{name}.json", value)
     return run
+
+
+class Journal:
+    """The events of one run, a JSON object a line, each with its time: kept once a minute, and at the end.
+
+    Attributes:
+        run: the folder, which is there from the first minute on.
+    """
+
+    def __init__(self, home: Place, verb: str, settings: dict[str, Any]) -> None:
+        self.home, self.verb, self.settings = home, verb, settings
+        self.run = new_run(home, verb)
+        self.events: list[dict[str, Any]] = []
+        self.kept = time.monotonic()
+
+    def hear(self, event: dict[str, Any]) -> None:
+        self.events.append({"at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", **event})
+        if time.monotonic() - self.kept >= SECONDS_BETWEEN_KEEPS:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write down what was heard; a store that does not take it now may do so later, and ends no run."""
+        self.kept = time.monotonic()
+        with contextlib.suppress(UrbanCrossError, OSError):
+            if storage.names(self.home):  # there is an archive
+                storage.write_json(self.run / CONFIG, {"verb": self.verb, **self.settings})
+                storage.replace(self.run / EVENTS, event_lines(self.events))
 
 
 def balances(home: Place) -> list[dict[str, Any]]:
@@ -108,12 +147,12 @@ def balances(home: Place) -> list[dict[str, Any]]:
     found = []
     for name in storage.names(home / "runs"):
         run = home / "runs" / name
-        if "balance.json" not in storage.names(run):
+        if BALANCE not in storage.names(run):
             continue
-        config = storage.read_json(run / "config.json", "run")
+        config = storage.read_json(run / CONFIG, "run")
         with_model = config["verb"] in ("embed", "evaluate")
         stage = f"{config['verb']} {Path(config['checkpoint']).name}" if with_model else config["verb"]
-        found.append({"stage": stage, "archive": home.name, **storage.read_json(run / "balance.json", "run")})
+        found.append({"stage": stage, "archive": home.name, **storage.read_json(run / BALANCE, "run")})
     return found
 
 

@@ -98,6 +98,30 @@ def test_points_that_were_stopped_early_are_told_too():
     assert back.asked == search.asked
 
 
+def test_a_point_that_failed_and_was_tried_again_is_learnt_from():
+    def told(again: bool) -> Search:
+        search = Search([dimension("ratio=log:1..64"), dimension("pace_start=0.1..0.9")], "tpe", 0)
+        for number in range(STARTUP + 2):
+            search.ask()
+            search.tell(number, "failed")
+        for number in range(STARTUP + 2):
+            if again:
+                search.tell(number, "done", [float(search.asked[number]["ratio"])])
+        return search
+
+    search, unaware = told(again=True), told(again=False)
+    back = Search(search.space, "tpe", 0)
+    back.restore(json.loads(json.dumps(search.history)))
+    for each in (search, back, unaware):
+        for _ in range(6):
+            number = each.ask()
+            each.tell(number, "done", [float(each.asked[number]["ratio"])])
+    assert all(isinstance(point["ratio"], int) for point in search.asked)
+    assert back.asked == search.asked
+    assert search.asked[: STARTUP + 2] == unaware.asked[: STARTUP + 2]
+    assert search.asked[STARTUP + 2 :] != unaware.asked[STARTUP + 2 :]
+
+
 def test_a_history_of_another_search_is_refused():
     history = go_on(Search(SPACE, "random", 3), 2).history
     with pytest.raises(ConfigError, match="point 0 of the search was"):

@@ -21,9 +21,10 @@ def sweep(**told: Any) -> TuneConfig:
     [
         ("ratio=1..10", Dimension("ratio", "int", (), 1, 10)),
         ("--pace-start=0.1..0.9", Dimension("pace_start", "float", (), 0.1, 0.9)),
-        ("head_lr=log:1e-5..1e-3", Dimension("head_lr", "log", (), 1e-5, 1e-3)),
+        ("head_lr=log:1e-5..1e-3", Dimension("head_lr", "float", (), 1e-5, 1e-3, by_log=True)),
         ("pace_start=0.1..0.9/5", Dimension("pace_start", "choice", (0.1, 0.3, 0.5, 0.7, 0.9))),
         ("head_lr=log:1e-4..1e-2/3", Dimension("head_lr", "choice", (1e-4, 1e-3, 1e-2))),
+        ("ratio=log:1..10", Dimension("ratio", "int", (), 1, 10, by_log=True)),
         ("ratio=1..10/4", Dimension("ratio", "choice", (1, 4, 7, 10))),
         ("pace=none,linear,none", Dimension("pace", "choice", ("none", "linear"))),
         ("centre=true,false", Dimension("centre", "choice", (True, False))),
@@ -48,6 +49,7 @@ def test_a_text_says_where_a_setting_is_searched(text: str, wanted: Dimension):
         ("ratio=5..2", "a range runs from a number to a larger one"),
         ("pace=linear..root", "a range runs from a number to a larger one"),
         ("weight_decay=log:0..1", "a range by its logarithm begins above 0"),
+        ("pace_start=0.1..0.9/0", "a range has two points or more"),
         ("pace_start=0.1..2", "Input should be less than or equal to 1, got '2'"),
     ],
 )
@@ -100,6 +102,13 @@ def test_points_by_chance_lie_in_the_space_and_hang_on_seed_and_number_alone():
     assert all(("pace_start" in point) == (point["pace"] == "root") for point in points)
     random.seed(1)
     assert drawn(space, 7, 150) == points[150] != drawn(space, 8, 150)
+
+
+def test_whole_numbers_by_their_logarithm_are_whole_and_as_often_small_as_large():
+    dim = dimension("ratio=log:1..16")
+    found = [dim.draw(random.Random(number)) for number in range(2000)]
+    assert set(found) == set(dim.values or ()) == set(range(1, 17))
+    assert 0.35 < sum(value <= 3 for value in found) / 2000 < 0.65
 
 
 def test_what_was_said_goes_to_adapt_and_the_point_goes_over_it():

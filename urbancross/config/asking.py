@@ -157,6 +157,10 @@ class DoctorConfig(Config):
     """An archive to read from and to write to, by a name that is removed again."""
     checkpoint: str = "starter"
     """A checkpoint folder or a model name that is to be used."""
+    sam: str | None = None
+    """Weights of SAM, by path or URL, that segment --engine sam is to use."""
+    captioner: str | None = None
+    """A vision-language model's folder or name that caption --engine vllm is to use."""
     json_: bool = Field(default=False, alias="json")
     """Print one JSON document instead of a table."""
 
@@ -178,7 +182,8 @@ class PlanConfig(ArchiveConfig):
     tiles: PositiveInt | None = None
     """Forecast for an archive of so many tiles like these; default: those that are still to be made."""
     workers: PositiveInt | None = None
-    """Forecast for so many workers, each as fast as those here; default: those that the stage will have here."""
+    """Forecast for so many workers, each as fast as those here; default: those that the stage will have here; on a
+    cluster, which may grow, all that it asks for."""
     dollars_per_hour: NonNegativeFloat = 0
     """What the machines cost an hour, all together."""
     dollars_per_gpu_hour: NonNegativeFloat = 0

@@ -36,6 +36,15 @@ class TrainingConfig(MakerConfig):
             raise ValueError("--min-score and --ranks mean nothing without --order caption; give it, or leave them out")
         return self
 
+    @model_validator(mode="after")
+    def _has_a_gpu_each(self) -> Self:
+        if self.device == "cuda" and self.workers > 1 and self.gpus_per_worker < 1:
+            raise ValueError(
+                f"--workers {self.workers} with --gpus-per-worker {self.gpus_per_worker:g}: training processes do not "
+                "share a GPU (NCCL refuses); give --gpus-per-worker 1, or --workers 1"
+            )
+        return self
+
     weight_decay: NonNegativeFloat = 0.05
     """AdamW's weight decay."""
     batch_tiles: PositiveInt = 64

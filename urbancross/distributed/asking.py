@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from urbancross import failpoints, storage
 from urbancross.config import TuneConfig
 from urbancross.distributed.training import UNFINISHED
-from urbancross.distributed.trials import REPORTED, keyed, stop_of
+from urbancross.distributed.trials import REPORTED, UNSEEN, keyed, stop_of
 from urbancross.progress import say
 from urbancross.sweep import outcomes
 from urbancross.sweep.outcomes import Outcome, Trial, short
@@ -36,6 +36,9 @@ class Sweep:
         round: how often Ray Tune was begun anew, such as for a larger budget; each has a folder of its state.
         ended: whether that round came to its end.
         earlier_s: seconds of earlier drivers.
+        gpu_s: seconds of GPUs that trials had, those at work now left out.
+        since: when trials at work were handed out, or taken up by this driver, by number.
+        unseen: a node that has not the folder of the sweep.
         keys: names of settings, by number.
         again: points that were told and are to be tried once more.
         curves: diagnoses of trials at work, by number.
@@ -49,6 +52,9 @@ class Sweep:
     ended: bool = True
     earlier_s: float = 0.0
     began: float = field(default_factory=time.monotonic)
+    gpu_s: float = 0.0
+    since: dict[int, float] = field(default_factory=dict)
+    unseen: str | None = None
     keys: dict[int, str] = field(default_factory=dict)
     again: set[int] = field(default_factory=set)
     curves: dict[int, list[dict[str, float]]] = field(default_factory=dict)
@@ -66,6 +72,8 @@ class Sweep:
         if told is None:
             return
         self.round, self.ended, self.earlier_s = told["round"], told["ended"], told["seconds"]
+        self.gpu_s = told.get("gpu_seconds", 0.0)
+        self.curves = {int(number): curve for number, curve in told.get("curves", {}).items()}
         self.search.restore(told["history"])
         if self.config.retry_failed:
             for trial in self.trials():
@@ -90,6 +98,16 @@ class Sweep:
         return self.earlier_s + time.monotonic() - self.began
 
     @property
+    def spent_gpu_s(self) -> float:
+        """Of all trials, whatever became of them."""
+        now = time.monotonic()
+        return self.gpu_s + self.gpus_of_trial * sum(now - since for since in self.since.values())
+
+    @property
+    def gpus_of_trial(self) -> float:
+        return self.config.workers * self.config.gpus_per_worker
+
+    @property
     def may_ask(self) -> bool:
         """Whether the budget and the space have another point."""
         limits, size = self.config.limits, self.search.size
@@ -100,10 +118,7 @@ class Sweep:
         if limits.hours is not None:
             return self.spent_s < 3600 * limits.hours
         if limits.gpu_hours is not None:
-            gpus = self.config.workers * self.config.gpus_per_worker
-            spent = {trial.key: trial.outcome.wall_s for trial in self.trials() if trial.outcome}
-            hours = sum(spent.values()) / 3600
-            return gpus * hours < limits.gpu_hours
+            return self.spent_gpu_s < 3600 * limits.gpu_hours
         return True
 
     def begin_round(self) -> None:
@@ -115,8 +130,23 @@ class Sweep:
         self.save()
 
     def save(self) -> None:
-        told = {"round": self.round, "ended": self.ended, "seconds": self.spent_s, "history": self.search.history}
+        told = {
+            "round": self.round,
+            "ended": self.ended,
+            "seconds": self.spent_s,
+            "gpu_seconds": self.spent_gpu_s,
+            "curves": self.curves,
+            "history": self.search.history,
+        }
         storage.write_json(self.home / outcomes.ASKED, told)
+
+    def begin(self, number: int) -> None:
+        """A trial is at work now; its time is counted from here."""
+        self.since[number] = time.monotonic()
+
+    def end(self, number: int) -> None:
+        if (since := self.since.pop(number, None)) is not None:
+            self.gpu_s += self.gpus_of_trial * (time.monotonic() - since)
 
     def key(self, number: int) -> str:
         if number not in self.keys:
@@ -142,6 +172,8 @@ class Sweep:
             values.append(outcome.value(self.config.cost))
         self.search.tell(number, outcome.state, values, outcome.step)
         self.again.discard(number)
+        self.end(number)
+        self.curves.pop(number, None)
         trials = self.trials()
         self.sweep_up(trials)
         self.save()
@@ -186,15 +218,18 @@ class Sweep:
         )
 
     def sweep_up(self, trials: list[Trial]) -> None:
-        """Remove what trials leave: states, and checkpoints but the best so far, for each has both towers in it."""
-        best = outcomes.choose(trials, self.config.objective, None if self.config.cost == "none" else self.config.cost)
+        """Remove what trials leave: states, and checkpoints that cannot be chosen any more; each has both towers."""
+        best = outcomes.choose(trials, self.config.objective, None)
+        kept = {best.key} if best is not None else set()
+        if self.config.cost != "none":  # another one of these may be chosen when the best one's interval is another
+            kept |= {trial.key for trial in outcomes.front(trials, self.config.objective, self.config.cost)}
         for trial in trials:
             if trial.outcome is None:
                 continue
             place = self.home / outcomes.TRIALS / trial.key
             if trial.outcome.state != "failed":  # which may go on from its state
                 shutil.rmtree(f"{place}{UNFINISHED}", ignore_errors=True)
-            if not self.config.keep_checkpoints and (best is None or trial.key != best.key):
+            if not self.config.keep_checkpoints and trial.key not in kept:
                 shutil.rmtree(place, ignore_errors=True)
 
     def words(self, trial: Trial) -> str:
@@ -227,6 +262,8 @@ class Asker(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         sweep = _now[-1]
+        if sweep.unseen:
+            return Searcher.FINISHED
         if len(set(self.numbers.values()) - sweep.told) >= sweep.config.concurrent:
             return None
         if not (left := self.left):
@@ -239,6 +276,7 @@ class Asker(Searcher):
         if number is None:  # it means what a trial at work means, whose outcome will be its own
             return None
         self.numbers[trial_id] = number
+        sweep.begin(number)
         return {"number": number, "point": sweep.search.asked[number]}
 
     @property
@@ -251,14 +289,20 @@ class Asker(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         sweep, number = _now[-1], self.numbers[trial_id]
-        if number not in sweep.told:
+        if result and UNSEEN in result:
+            sweep.end(number)
+            sweep.unseen = result[UNSEEN]
+        elif number not in sweep.told:
             sweep.tell(number, error)
 
     def save(self, checkpoint_path: str) -> None:
+        _now[-1].save()  # what was spent, too
         Path(checkpoint_path).write_text(json.dumps({"numbers": self.numbers, "history": _now[-1].search.history}))
 
     def restore(self, checkpoint_path: str) -> None:
         self.numbers = json.loads(Path(checkpoint_path).read_text())["numbers"]
+        for number in set(self.numbers.values()) - _now[-1].told:
+            _now[-1].begin(number)
 
 
 class Halving(ASHAScheduler):
@@ -273,7 +317,8 @@ class Halving(ASHAScheduler):
         if not self.recalled:
             self.recalled = True
             for before in _now[-1].trials():
-                for told in before.outcome.curve if before.outcome else []:
+                curve = before.outcome.curve if before.outcome else _now[-1].curves.get(before.number, [])
+                for told in curve:
                     stand_in: Any = SimpleNamespace(trial_id=before.key)
                     self._brackets[0].on_result(stand_in, int(told["step"]), told[self.objective])
 

@@ -24,7 +24,7 @@ from urbancross.storage import Place
 from urbancross.tables import digest_of_maker, fingerprint_of, table_of
 from urbancross.tiles import decode
 
-MOST_SLOTS = 64  # segments per tile that a features table is looked for with
+MOST_SLOTS = 1024  # segments per tile that a features table is looked for with
 
 
 class FeatureExtractor:

@@ -19,6 +19,7 @@ from urbancross.command_line import from_command_line
 from urbancross.config import PlanConfig, WorkersConfig
 from urbancross.distributed import captioning, rebuilding
 from urbancross.distributed.probing import probe
+from urbancross.distributed.resources import may_grow
 from urbancross.distributed.session import connect
 from urbancross.distributed.stages import Stage
 from urbancross.errors import ConfigError, SchemaError, UrbanCrossError
@@ -189,7 +190,7 @@ def foretell(archive: Place, one: Asked, config: PlanConfig, connect_s: float) -
         one.config.gpus_per_worker,
         Price(config.dollars_per_hour, config.dollars_per_gpu_hour),
         config.seed,
-        config.workers,
+        config.workers or (one.config.workers if may_grow() else None),
         table=one.stage.output,
         command=one.command,
         maker=tables.digest_of_maker(one.stage.maker(archive)),

@@ -31,6 +31,11 @@ def options(wanted: WorkersConfig) -> dict[str, Any]:
     return plain | ({"resources": told} if told else {})
 
 
+def may_grow() -> bool:
+    """Whether this is a cluster, which nodes may join; not a session of our own."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def require_resources(wanted: WorkersConfig, concurrent: int | None = None) -> None:
     """Refuse what a session of our own can never give: Ray would wait for it, without a word. A cluster may grow.
 
@@ -40,7 +45,7 @@ def require_resources(wanted: WorkersConfig, concurrent: int | None = None) -> N
     Raises:
         ConfigError: more than there is.
     """
-    if os.environ.get("RAY_ADDRESS"):
+    if may_grow():
         return
     have = ray.cluster_resources()
     times, lower = ("", "") if concurrent is None else (f"--concurrent {concurrent} times ", "--concurrent, ")
@@ -64,13 +69,13 @@ def workers_that_fit(wanted: WorkersConfig, shards: int) -> tuple[int, int]:
     """
     most = min(wanted.workers, shards)
     have = ray.cluster_resources()
-    spare = {"CPU": 0.0 if os.environ.get("RAY_ADDRESS") else 1.0}
+    spare = {"CPU": 0.0 if may_grow() else 1.0}
     each = asked(wanted)
     fit = min(int((have.get(kind, 0) - spare.get(kind, 0)) / amount) for kind, amount in each.items())
     if fit >= most:
         return most, most
     wants, offer = _words(each), _words({kind: have.get(kind, 0) for kind in ("CPU", *each)})
-    if os.environ.get("RAY_ADDRESS"):
+    if may_grow():
         say(f"note: {fit} of {most} workers fit now, {wants} each; the cluster has {offer}; others join as nodes do")
         return max(fit, 1), most
     if fit < 1:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from urbancross import storage
 from urbancross.config import AdaptConfig, TuneConfig
+from urbancross.distributed.adaptation import FEWEST
 from urbancross.distributed.features import FeatureTables, features_stage, is_whole, make_features, serves
 from urbancross.errors import ConfigError
 from urbancross.models import checkpoints
@@ -52,7 +53,8 @@ def share(config: TuneConfig, space: Sequence[Dimension]) -> dict[str, Any]:
         "seconds"}], "tiles", "texts": of one trial, "masks": segments of one trial, by how many are taken of a tile}.
 
     Raises:
-        ConfigError: a table is missing, or segments are to be counted and there are none.
+        ConfigError: a table is missing, segments are to be counted and there are none, or there is too little to
+            measure on.
     """
     model = checkpoints.resolve(config.checkpoint)
     source, target = storage.archive(config.source, "--source"), storage.archive(config.target, "--target")
@@ -67,6 +69,12 @@ def share(config: TuneConfig, space: Sequence[Dimension]) -> dict[str, Any]:
                 "--space without max_segments"
             )
         a, b = _counts(source, of_source), _counts(target, of_target)
+        for archive, flag, found in ((source, "--source", a), (target, "--target", b)):
+            if found["valid"] < FEWEST:
+                raise ConfigError(
+                    f"{flag} {archive} has {found['valid']} tiles of split valid with a caption, {FEWEST} wanted: "
+                    "trials are measured on them"
+                )
         counts.append({key: a[key] + b[key] for key in ("tiles", "texts")} | {"masks": a["masks"]})
     if not counts:
         raise ConfigError("no point of --space gives settings that adapt takes together; see urbancross adapt --help")
@@ -110,18 +118,21 @@ def is_there(
 
 
 def _counts(archive: Place, names: FeatureTables) -> dict[str, Any]:
-    """Tiles that have features, their texts, and their segments by how many at most are taken of a tile: [K + 1]."""
-    tiles, texts, masks = 0, 0, np.zeros(names.max_segments + 1, np.int64)
+    """Tiles that have features, those of split valid, their texts, and their segments by how many at most are taken of
+    a tile: [K + 1]."""
+    tiles, valid, texts, masks = 0, 0, 0, np.zeros(names.max_segments + 1, np.int64)
     for shard in storage.shards(archive / names.features):
         failures = storage.read_shard(archive / names.features / shard, ["failure"])["failure"]
         use = failures.is_null()
         lines = storage.read_shard(archive / names.captions / shard, ["captions"])["captions"]
         tiles += pc.sum(use).as_py() or 0
+        splits = storage.read_shard(archive / "tiles" / shard, ["split"])["split"]
+        valid += pc.sum(pc.and_(use, pc.fill_null(pc.equal(splits, "valid"), False))).as_py() or 0
         texts += pc.sum(pc.list_value_length(lines).filter(use)).as_py() or 0
         if names.segments is not None:
             each = _segments_of_each(archive / names.segments / shard)[use.to_numpy()]
             masks += np.array([np.minimum(each, most).sum() for most in range(len(masks))])
-    return {"tiles": tiles, "texts": texts, "masks": masks.tolist()}
+    return {"tiles": tiles, "valid": valid, "texts": texts, "masks": masks.tolist()}
 
 
 def _segments_of_each(shard: Place) -> np.ndarray:

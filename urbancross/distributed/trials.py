@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from urbancross.distributed import adaptation
 from urbancross.distributed.session import own_error
 from urbancross.distributed.sharing import is_there
 from urbancross.distributed.training import DIAGNOSED, NOT_RESULT, PLACES, STOP, TIMING, UNFINISHED
-from urbancross.errors import StoppedEarly, TrainingError
+from urbancross.errors import ConfigError, StoppedEarly, TrainingError
 from urbancross.models import checkpoints
 from urbancross.sweep import outcomes
 from urbancross.sweep.outcomes import Outcome
@@ -25,6 +26,8 @@ from urbancross.sweep.space import Point, settings_of
 
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|\bOOM\b|memory usage threshold", re.IGNORECASE)
 REPORTED = {"agreement": "agreement", "recall": "target_recall"}  # objectives by their names in a diagnosis
+UNSEEN = "unseen"  # reported by a trial whose node has not the folder of the sweep: the node's name
+SEEN_WITHIN_S = 30.0  # a network file system may show a new folder late
 
 
 def trial_of(config: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
@@ -32,6 +35,8 @@ def trial_of(config: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any] | 
 
     def trial(asked: dict[str, Any]) -> dict[str, Any] | None:
         home = storage.local(config.out)
+        if not sees(home):
+            return {UNSEEN: socket.gethostname()}
         key, wanted = keyed(config, asked["point"])
         outcome = outcomes.read(home, key)
         if outcome is None:
@@ -45,6 +50,14 @@ def trial_of(config: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any] | 
         return {"step": outcome.step, REPORTED["agreement"]: outcome.agreement, REPORTED["recall"]: outcome.recall}
 
     return trial
+
+
+def sees(home: Path) -> bool:
+    """Whether the driver's folder of the sweep is there on this node."""
+    late = time.monotonic() + SEEN_WITHIN_S
+    while not (found := (home / outcomes.SWEEP).is_file()) and time.monotonic() < late:
+        time.sleep(1.0)
+    return found
 
 
 def keyed(config: TuneConfig, point: Point) -> tuple[str, AdaptConfig | str]:
@@ -79,7 +92,8 @@ def _run(config: TuneConfig, home: Path, key: str, wanted: AdaptConfig | str) ->
     except StoppedEarly:
         raise
     except Exception as error:  # whatever ends one trial does not end the others
-        shutil.rmtree(f"{wanted.out}{UNFINISHED}", ignore_errors=True)
+        if isinstance(own_error(error), TrainingError | ConfigError):  # which its state would meet again
+            shutil.rmtree(f"{wanted.out}{UNFINISHED}", ignore_errors=True)
         why = reason(error)
         return Outcome("failed", why, steps=wanted.steps, wall_s=time.monotonic() - began, tables=tables, found=found)
 

@@ -136,7 +136,11 @@ def share_and_remember(config: TuneConfig, sweep: Sweep) -> None:
 
 
 def work_through(config: TuneConfig, sweep: Sweep) -> None:
-    """Ask and run until the budget is spent or the space is; a driver that died is taken up where it stood."""
+    """Ask and run until the budget is spent or the space is; a driver that died is taken up where it stood.
+
+    Raises:
+        ConfigError: a node does not see the folder of the sweep.
+    """
     trainable = tune.with_resources(trial_of(config), tune.PlacementGroupFactory([{"CPU": TRACE}]))
     with quiet(), at_work(sweep):
         while sweep.may_ask or sweep.open:
@@ -148,6 +152,10 @@ def work_through(config: TuneConfig, sweep: Sweep) -> None:
                 tuner, restored = new_tuner(config, sweep, trainable), False
             tuner.fit()
             sweep.end_round()
+            if sweep.unseen:
+                raise ConfigError(
+                    f"--out {sweep.home} is not there on node {sweep.unseen}; give a folder that all nodes share"
+                )
             if len(sweep.told) == known and not restored:  # nothing came of it; what is open stays so
                 break
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
@@ -59,7 +59,7 @@ def resolve(name: str, width: int | None = None) -> Model:
 
     Raises:
         ConfigError: neither a checkpoint folder nor a known model name.
-        CheckpointError: a folder that is no whole checkpoint.
+        CheckpointError: a folder that is no whole checkpoint; on S3 its weights are not looked at yet.
     """
     on_s3 = name.lower().startswith("s3://")
     folder = storage.place(name) if on_s3 else Path(name).expanduser().absolute()
@@ -74,9 +74,12 @@ def resolve(name: str, width: int | None = None) -> Model:
         try:
             of = (told["base"], told["width"], folder, told["fingerprint"], told["towers"])
             bank = told.get("query_bank")  # older ones have none
-            return Model(name, *of, bank if bank is None else (bank["tiles"], bank["texts"]))
+            found = Model(name, *of, bank if bank is None else (bank["tiles"], bank["texts"]))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / DESCRIPTION} lacks {error}; was it written by another program?") from None
+        if isinstance(folder, Path):
+            _require_whole(folder / WEIGHTS)
+        return found
     if name == "starter":
         image, text = starter.weight_files()
         fingerprint = storage.digest(image, text / "model.safetensors")
@@ -89,6 +92,19 @@ def resolve(name: str, width: int | None = None) -> Model:
     raise ConfigError(
         f"--checkpoint or --model {name}: neither a checkpoint folder nor a model; try {', '.join(close)}"
     )
+
+
+def _require_whole(weights: Path) -> None:
+    """By their header alone, which says how long the file is."""
+    try:
+        with safe_open(weights, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise _cannot_be_loaded(weights, error) from error
+
+
+def _cannot_be_loaded(weights: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{weights} cannot be loaded ({str(error).splitlines()[0]}); copy it again")
 
 
 def files_of(model: Model) -> Path | None:
@@ -168,8 +184,7 @@ def load(model: Model, device: str = "cpu", dropout: float = 0.0, seed: int = 0)
             later = {name: kept for name, kept in encoder.state_dict().items() if name.endswith((".centre", "views"))}
             encoder.load_state_dict(later | load_file(folder / WEIGHTS))
         except (SafetensorError, RuntimeError, OSError) as error:
-            first = str(error).splitlines()[0]
-            raise CheckpointError(f"{folder / WEIGHTS} cannot be loaded ({first}); copy it again") from error
+            raise _cannot_be_loaded(folder / WEIGHTS, error) from error
     return encoder.to(torch.device(device)).eval()
 
 

@@ -141,20 +141,26 @@ def first_diagnosis(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def sharing_of(config: TuneConfig, shared: dict[str, Any], trials: Sequence[Trial]) -> Sharing:
-    """How often what trials share was needed, and how often it was worked out."""
+    """How often what trials share was needed, and how often it was worked out.
+
+    A trial that lacked a table made its own, which counts as all that it needs.
+    """
     ran = list({trial.key: trial for trial in trials if trial.outcome is not None and learnt(trial.outcome)}.values())
     masks = sum(masks_of(config, shared, trial) for trial in ran)
     plain = (shared["tiles"] + shared["texts"]) * len(ran)
     new = [table for table in shared["tables"] if table["made"]]
+    lacking = [trial for trial in ran if trial.outcome and trial.outcome.found < trial.outcome.tables]
+    own_crops = sum(masks_of(config, shared, trial) for trial in lacking)
+    own = (shared["tiles"] + shared["texts"]) * len(lacking) + own_crops
     tables, found = (sum(getattr(t.outcome, name) for t in ran if t.outcome) for name in ("tables", "found"))
     uses = [
         Use("captions", shared["texts"] * len(ran), 0),
         Use("masks", masks, 0),
-        Use("crops", masks, sum(table["crops"] for table in new)),
-        Use("embeddings of frozen towers", plain + masks, sum(worked_out(table) for table in new)),
+        Use("crops", masks, sum(table["crops"] for table in new) + own_crops),
+        Use("embeddings of frozen towers", plain + masks, sum(worked_out(table) for table in new) + own),
     ]
     alone = shared["tiles"] + shared["texts"] + shared["masks"][-1]
-    factor = sum(worked_out(table) for table in shared["tables"]) / max(alone, 1)
+    factor = (sum(worked_out(table) for table in shared["tables"]) + own) / max(alone, 1)
     return Sharing(uses, factor, sum(table["seconds"] for table in new), tables, found)
 
 

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from urbancross.report.figures import BLUE, GREEN, GREY, ORANGE, Panel, blank_figure, inline_svg
-from urbancross.sweep.outcomes import Level, Trial, front, levels, short
+from urbancross.sweep.outcomes import Level, Trial, front, level_of, levels, short
 from urbancross.sweep.space import Dimension
 
 TITLES = {"recall": "mR, %", "agreement": "agreement"}
@@ -41,22 +41,19 @@ def setting_panel(
     at = [float(level.at) if by_number else float(i) for i, level in enumerate(found)]
     for x, level in zip(at, found, strict=True):
         axes.plot([x] * len(level.values), [scale * v for v in level.values], "o", color=colour, alpha=0.35, ms=4)
-    if len(found) <= MOST_VALUES:
-        means = [scale * level.mean for level in found]
-        reach = [
-            [scale * (level.mean - level.low) for level in found],
-            [scale * (level.high - level.mean) for level in found],
-        ]
-        axes.errorbar(at, means, yerr=reach, fmt="D-" if by_number else "D", color=colour, ms=5, lw=1.4, capsize=3)
-    else:
-        middle, means = binned(at, found, by_log=dimension.kind == "log")
-        axes.plot(middle, [scale * mean for mean in means], "D-", color=colour, ms=5, lw=1.4)
-    if dimension.kind == "log":
+    drawn, where = (found, at) if len(found) <= MOST_VALUES else binned(at, found, by_log=dimension.by_log)
+    means = [scale * level.mean for level in drawn]
+    reach = [
+        [scale * (level.mean - level.low) for level in drawn],
+        [scale * (level.high - level.mean) for level in drawn],
+    ]
+    axes.errorbar(where, means, yerr=reach, fmt="D-" if by_number else "D", color=colour, ms=5, lw=1.4, capsize=3)
+    if dimension.by_log:
         axes.set_xscale("log")
     if not by_number:
         axes.set_xticks(at, [str(level.at) for level in found])
         axes.set_xlim(-0.5, len(found) - 0.5)
-    elif len(found) <= MOST_VALUES and dimension.kind != "log":
+    elif len(found) <= MOST_VALUES and not dimension.by_log:
         axes.set_xticks(at, [short(level.at) for level in found])
     if before is not None:
         axes.axhline(scale * before, color=GREY, linestyle="--", linewidth=1)
@@ -69,7 +66,7 @@ def setting_panel(
     axes.set(xlabel=name, ylabel=TITLES[objective], ylim=_room(found, scale, before))
     said = "; ".join(
         f"{short(level.at)}: {scale * level.mean:.4g} ({scale * level.low:.4g} to {scale * level.high:.4g})"
-        for level in found[:MOST_VALUES]
+        for level in drawn
     )
     title = f"{TITLES[objective].split(',')[0]} by {name}"
     return Panel(title, "", inline_svg(figure, f"{objective}-{dimension.name}", f"{title}: {said}"))
@@ -93,19 +90,19 @@ def _ring(axes: Axes, x: float, y: float, label: str | None = None) -> None:
     axes.plot([x], [y], "o", mfc="none", mec=ORANGE, mew=2, ms=11, label=label)
 
 
-def binned(at: list[float], found: Sequence[Level], by_log: bool) -> tuple[list[float], list[float]]:
-    """Middles and means of bins of equal width over the values of a setting; empty ones are left out."""
+def binned(at: list[float], found: Sequence[Level], by_log: bool) -> tuple[list[Level], list[float]]:
+    """Bins of equal width over the values of a setting, and their middles; empty ones are left out."""
     x = np.log(at) if by_log else np.asarray(at)
     edges = np.linspace(x.min(), x.max(), BINS + 1)
     place = np.clip(np.digitize(x, edges) - 1, 0, BINS - 1)
-    middle, means = [], []
+    bins, middle = list[Level](), list[float]()
     for bin_ in range(BINS):
         values = [v for i in np.flatnonzero(place == bin_) for v in found[i].values]
         if values:
             centre = (edges[bin_] + edges[bin_ + 1]) / 2
             middle.append(float(math.exp(centre) if by_log else centre))
-            means.append(float(np.mean(values)))
-    return middle, means
+            bins.append(level_of(middle[-1], values))
+    return bins, middle
 
 
 def together_panel(space: Sequence[Dimension], trials: Sequence[Trial], objective: str, chosen: Trial | None) -> Panel:
@@ -146,7 +143,7 @@ def _place(dimension: Dimension, trial: Trial) -> float:
     if dimension.kind == "choice":
         return dimension.choices.index(value) / max(len(dimension.choices) - 1, 1)
     low, high = dimension.low, dimension.high
-    if dimension.kind == "log":
+    if dimension.by_log:
         return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
     return float((value - low) / (high - low))
 

@@ -173,10 +173,17 @@ def levels(trials: Sequence[Trial], name: str, objective: str) -> list[Level]:
 
 def level(at: Any, trials: Sequence[Trial], objective: str) -> Level:
     values = [_value(trial, objective) for trial in trials]
+    outcome = trials[0].outcome
+    return level_of(at, values, outcome.ends(objective) if outcome else None)
+
+
+def level_of(at: Any, values: Sequence[float], ends: tuple[float, float] | None = None) -> Level:
+    """
+    Args:
+        ends: of the interval over tiles, where there is one value alone.
+    """
     mean = statistics.fmean(values)
     if len(values) > 1:
         half = float(students_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
         return Level(at, tuple(values), mean, mean - half, mean + half)
-    outcome = trials[0].outcome
-    low, high = (outcome.ends(objective) if outcome else None) or (mean, mean)
-    return Level(at, tuple(values), mean, low, high)
+    return Level(at, tuple(values), mean, *(ends or (mean, mean)))

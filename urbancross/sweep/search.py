@@ -49,10 +49,10 @@ class Search:
         sizes = [math.inf if dim.values is None else len(dim.values) for dim in space]
         self.end = len(grid(space, seed)) if math.prod(sizes) <= MOST_COUNTED else None
         self._study: Any = None
-        self._open: dict[int, Any] = {}
+        self._trials: dict[int, Any] = {}  # Optuna's, by number
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_study": None, "_open": {}}
+        return self.__dict__ | {"_study": None, "_trials": {}}
 
     @property
     def size(self) -> int | None:
@@ -98,7 +98,7 @@ class Search:
         Raises:
             ConfigError: the same questions have other answers now.
         """
-        self.history, self.asked, self._study, self._open = [], [], None, {}
+        self.history, self.asked, self._study, self._trials = [], [], None, {}
         most, self.most = self.most, None
         for event in history:
             if "asked" in event:
@@ -113,7 +113,7 @@ class Search:
         self.most = most
 
     def _by_tpe(self, number: int) -> Point:
-        trial = self._open[number] = self.study.ask()
+        trial = self._trials[number] = self.study.ask()
         point: Point = {}
         for dim in self.space:
             if dim.name in IDLE and point.get(IDLE[dim.name][0], ...) == IDLE[dim.name][1]:
@@ -123,18 +123,21 @@ class Search:
                 names = [repr(choice) for choice in dim.choices]
                 point[dim.name] = dim.choices[names.index(trial.suggest_categorical(dim.name, names))]
             elif dim.kind == "int":
-                point[dim.name] = trial.suggest_int(dim.name, int(dim.low), int(dim.high))
+                point[dim.name] = trial.suggest_int(dim.name, int(dim.low), int(dim.high), log=dim.by_log)
             else:
-                point[dim.name] = trial.suggest_float(dim.name, dim.low, dim.high, log=dim.kind == "log")
+                point[dim.name] = trial.suggest_float(dim.name, dim.low, dim.high, log=dim.by_log)
         return point
 
     def _tell_tpe(self, number: int, state: str, values: list[float] | None, step: int | None) -> None:
-        from optuna.trial import TrialState
+        from optuna.trial import TrialState, create_trial
 
-        trial = self._open.pop(number, None)
-        if trial is None:
-            return
-        if state == "done" and values is not None:
+        trial = self._trials[number]
+        known = self.study.get_trials(deepcopy=False)[trial.number]
+        if known.state.is_finished():  # it was told before, and tried again since
+            if state == "done" and values is not None:
+                again = create_trial(values=values, params=known.params, distributions=known.distributions)
+                self.study.add_trial(again)
+        elif state == "done" and values is not None:
             self.study.tell(trial, values)
         elif state == "stopped" and values is not None and self.objectives == 1:
             trial.report(values[0], step or 0)

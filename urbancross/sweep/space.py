@@ -15,7 +15,7 @@ from urbancross.config import METHODS, AdaptConfig, MakerConfig, TuneConfig
 from urbancross.errors import ConfigError
 
 Point = dict[str, Any]
-Kind = Literal["choice", "int", "float", "log"]
+Kind = Literal["choice", "int", "float"]
 
 DEFAULT = ("max_segments=0..10", "ratio=1..10", "pace=none,linear,root,step", "pace_start=0.1..0.9")
 SEGMENTS = "max_segments"  # 0 stands for --segments none
@@ -32,7 +32,8 @@ class Dimension:
     Attributes:
         name: a field of `AdaptConfig`.
         choices: of kind `choice`.
-        low, high: ends of the other kinds, both included; `log` is a range of reals, searched by its logarithm.
+        low, high: ends of the other kinds, both included.
+        by_log: a range is searched evenly by its logarithm.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Dimension:
     choices: tuple[Any, ...] = ()
     low: float = 0.0
     high: float = 0.0
+    by_log: bool = False
 
     @property
     def values(self) -> tuple[Any, ...] | None:
@@ -49,11 +51,13 @@ class Dimension:
         return self.choices if self.kind == "choice" else None
 
     def draw(self, source: random.Random) -> Any:
-        if self.kind == "float":
+        if self.kind == "choice" or (self.kind == "int" and not self.by_log):
+            return source.choice(self.values or ())
+        if not self.by_log:
             return source.uniform(self.low, self.high)
-        if self.kind == "log":
-            return math.exp(source.uniform(math.log(self.low), math.log(self.high)))
-        return source.choice(self.values or ())
+        edge = 0.5 if self.kind == "int" else 0.0  # so that both ends are as likely as those between
+        drawn = math.exp(source.uniform(math.log(self.low - edge), math.log(self.high + edge)))
+        return min(max(round(drawn), int(self.low)), int(self.high)) if self.kind == "int" else drawn
 
 
 def space_of(config: TuneConfig) -> list[Dimension]:
@@ -104,9 +108,10 @@ def dimension(text: str) -> Dimension:
         raise ConfigError(f"--space {text}: a range by its logarithm begins above 0")
     whole = isinstance(low, int) and isinstance(high, int)
     if span[4]:
+        if int(span[4]) < 2:
+            raise ConfigError(f"--space {text}: a range has two points or more; write .../5 for five")
         return Dimension(name, "choice", evenly(low, high, int(span[4]), bool(span[1]), whole))
-    kind: Kind = "log" if span[1] else "int" if whole else "float"
-    return Dimension(name, kind, (), low, high)
+    return Dimension(name, "int" if whole else "float", (), low, high, by_log=bool(span[1]))
 
 
 def value(name: str, text: str, told: str) -> Any:
