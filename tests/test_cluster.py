@@ -134,7 +134,7 @@ def test_the_image_copies_what_is_there_and_installs_what_is_pinned():
         *sources, _ = line.split()
         assert all((ROOT / source).exists() for source in sources), line
     pins = dict(line.split("==") for line in (CLUSTER / "pins.txt").read_text().split())
-    assert set(pins) == {"torch", "torchvision", "vllm"}
+    assert set(pins) == {"apache-tvm-ffi", "torch", "torchvision", "vllm"}
     constraints = (ROOT / "constraints.txt").read_text()
     ray = documents("cluster.yaml")["RayCluster"]["spec"]["rayVersion"]
     assert f"\nray=={ray}\n" in constraints
