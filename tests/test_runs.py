@@ -115,13 +115,14 @@ def test_a_journal_keeps_what_was_said_once_a_minute_and_no_folder_where_there_i
             work.add(8)
     said = [{name: value for name, value in event.items() if name != "at"} for event in read(journal)]
     assert said == [
+        {"began": "embed"},
         {"said": "note: one"},
         {"said": "note: two"},
         {"what": "embeddings@x of home", "done": 8, "total": 8, "unit": "tiles"},
     ]
     assert runs.storage.read_json(journal.run / runs.CONFIG, "run") == {"verb": "embed", "workers": 2}
     say("nobody hears it")
-    assert len(journal.events) == 3
+    assert len(journal.events) == 4
 
 
 def read(journal: runs.Journal) -> list[dict]:
@@ -138,7 +139,7 @@ def test_a_run_that_is_stopped_leaves_its_settings_and_why_and_bad_input_leaves_
             cli.call("segment", config)
     (run,) = (tmp_path / "archive" / "runs").iterdir()
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "events.jsonl", "report.html"]
-    said, ended = runs.read_events(run / "events.jsonl")
+    _, said, ended = runs.read_events(run / "events.jsonl")
     assert (said["said"], ended["ended"], ended["why"]) == ("on its way", "stopped", "the <end> of it")
     page = (run / "report.html").read_text()
     assert "stopped: the &lt;end&gt; of it" in page

@@ -127,6 +127,7 @@ class Journal:
         self.run = new_run(home, verb)
         self.events: list[dict[str, Any]] = []
         self.kept = time.monotonic()
+        self.hear({"began": verb})
 
     def hear(self, event: dict[str, Any]) -> None:
         self.events.append({"at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", **event})
