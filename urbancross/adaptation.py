@@ -147,6 +147,8 @@ def adapt(
         if with_segments:
             z = team.gather(pool(encoder.heads[sees_segments], part.segments, part.present, encoder.device))
             terms["segment"] = losses.segment_contrast(loss_of, z, chosen.has_segment.to(encoder.device), u, positive)
+        each = 2 + (config.max_segments if with_segments else 0)
+        embeddings = len(chosen.tile_keys) * each + 2 * size
         if (pairing := partners.at(step)) is not None:
             taken = pairing.draw(config.ratio * size, 1, generator)
             mine = taken.part(team.rank, team.world)
@@ -157,6 +159,7 @@ def adapt(
             whole = Batch(taken.rows[: len(known_v)], taken.captions[: len(known_v)])
             belong = losses.positives(whole.rows, target.text_keys[whole.captions]).to(encoder.device)
             terms["target"] = loss_of(known_v, known_u, belong)
+            embeddings += len(known_v) + len(known_u)
         loss = sum((getattr(config, f"{name}_weight") * term for name, term in terms.items()), v.new_zeros(()))
         # The discriminators learn whatever their weight: their accuracy tells how far the domains lie apart.
         strength = curriculum.reversal_strength(progress, config.reversal_max)
@@ -176,6 +179,7 @@ def adapt(
                 "steps": config.steps,
                 "loss": loss.item(),
                 "pace": len(admitted) / len(close),
+                "embeddings": embeddings,
                 "effective_sample_size": curriculum.effective_sample_size(weights) / len(weights),
                 "discriminator_accuracy": accuracy,
                 "coverage": seen.sum().item() / len(seen),

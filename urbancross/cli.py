@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from urbancross import config as settings
 from urbancross import runs, storage
 from urbancross.command_line import from_command_line
-from urbancross.errors import CheckpointError, ConfigError, SchemaError, UrbanCrossError
+from urbancross.errors import CheckpointError, ConfigError, LeaseError, SchemaError, UrbanCrossError
 from urbancross.progress import heard_by
 
 DONE, STOPPED, BAD_INPUT = 0, 1, 2
-BAD_INPUTS = (ConfigError, SchemaError, CheckpointError)  # which leave no run behind
+BAD_INPUTS = (ConfigError, SchemaError, CheckpointError)  # which leave no run behind, unless it went on for a minute
 HOMES = ("home", "archive", "target")  # settings that name where a run is recorded, the first that a verb has
 
 
@@ -90,13 +90,15 @@ def call(verb: str, config: settings.Config) -> runs.Balance | None:
             with heard_by(journal.hear):
                 balance = getattr(importlib.import_module(module), function)(config)
         except BaseException as error:
-            if isinstance(config, settings.WorkersConfig) and not isinstance(error, BAD_INPUTS):
-                close(journal, None, str(error) or type(error).__name__)
+            begun = isinstance(config, settings.WorkersConfig) and not isinstance(error, (*BAD_INPUTS, LeaseError))
+            if begun or journal.is_kept:
+                stopped = "by Ctrl-C, or by SIGTERM as of ray job stop" if isinstance(error, KeyboardInterrupt) else ""
+                close(journal, None, stopped or str(error) or type(error).__name__)
             raise
         if balance is not None:
             runs.record(journal.home, verb, journal.settings, balance, journal.run)
             close(journal, balance, "")
-    if balance is not None:
+    if balance is not None and not getattr(config, "json_", False):  # whose output is one document
         print(balance, flush=True)
     return balance
 

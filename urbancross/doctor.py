@@ -13,7 +13,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from urbancross import storage
+from urbancross import storage, tables
 from urbancross.errors import UrbanCrossError
 from urbancross.models import checkpoints, sam
 from urbancross.progress import GIB, count
@@ -154,7 +154,7 @@ def archive(text: str) -> Finding:
 
     def look() -> Finding:
         place = storage.archive(text)
-        tables = storage.tables(place)
+        found = tables.of_tiles(place)
         probe = place / f".doctor-{uuid.uuid4().hex}"
         try:
             first, second = storage.create(probe, b"?"), storage.create(probe, b"!")
@@ -164,6 +164,6 @@ def archive(text: str) -> Finding:
         if first is None or second is not None:
             told = "its store lets a name be created twice, so two runs could write one shard"
             return Finding(what, "amiss", told, "use a store with conditional writes (If-None-Match)")
-        return Finding(what, "ok", f"{count(len(tables), 'table')}, read and written")
+        return Finding(what, "ok", f"{count(len(found), 'table')}, read and written")
 
     return tried(what, look)

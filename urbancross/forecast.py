@@ -299,6 +299,8 @@ def advice(told: Forecast, all_seconds: float) -> str:
         f"{100 * share:.0f} % of it {what}"
     )
     knobs = sorted((knob for knob in told.knobs if knob.share < 1), key=lambda knob: knob.share)
+    if what == "starting" and not knobs:
+        return f"{line}; that is the same for more tiles, so give it more at a time"
     if not knobs:
         return f"{line}; what moves it is --workers ({told.workers} now), with CPUs or GPUs of their own"
     return f"{line}; {knobs[0].flag} {knobs[0].tried} instead of {knobs[0].now} took {knobs[0].share:.2f} of it"

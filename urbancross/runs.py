@@ -120,13 +120,14 @@ class Journal:
 
     Attributes:
         run: the folder, which is there from the first minute on.
+        is_kept: whether it is.
     """
 
     def __init__(self, home: Place, verb: str, settings: dict[str, Any]) -> None:
         self.home, self.verb, self.settings = home, verb, settings
         self.run = new_run(home, verb)
         self.events: list[dict[str, Any]] = []
-        self.kept = time.monotonic()
+        self.kept, self.is_kept = time.monotonic(), False
         self.hear({"began": verb})
 
     def hear(self, event: dict[str, Any]) -> None:
@@ -141,6 +142,7 @@ class Journal:
             if storage.names(self.home):  # there is an archive
                 storage.write_json(self.run / CONFIG, {"verb": self.verb, **self.settings})
                 storage.replace(self.run / EVENTS, event_lines(self.events))
+                self.is_kept = True
 
 
 def balances(home: Place) -> list[dict[str, Any]]:

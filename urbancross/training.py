@@ -259,7 +259,7 @@ def descend(
     team: Team,
 ) -> None:
     if not torch.isfinite(loss):
-        raise TrainingError(f"the loss is {loss.item()}; lower --head-lr, or look at the inputs with urbancross report")
+        raise TrainingError(f"the loss is {loss.item()}; lower --head-lr, or look at the tiles with urbancross gallery")
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     loss.backward()

@@ -67,6 +67,7 @@ def test_another_input_side_keeps_positions_and_distances_in_place():
 
 def test_files_that_are_no_sam_say_so(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut short")
+    (tmp_path / "text.pth").write_bytes(b"hello\n")
     (tmp_path / "cut.safetensors").write_bytes(b"12")
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
@@ -75,6 +76,7 @@ def test_files_that_are_no_sam_say_so(tmp_path):
     torch.save(state | {"mask_decoder.iou_token.weight": torch.ones(1, 40)}, tmp_path / "mixed.pth")
     for name, message in (
         ("cut.pth", "cut short"),
+        ("text.pth", "cut short"),
         ("cut.safetensors", "cut short"),
         ("other.pth", "no SAM: 'image_encoder.patch_embed.proj.weight' is missing"),
         ("list.pth", "no dictionary of tensors"),

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from urbancross.config import AdaptConfig
 from urbancross.sweep import outcomes
-from urbancross.sweep.outcomes import Outcome, Trial, choose, embeddings_of, front, levels
+from urbancross.sweep.outcomes import Outcome, Trial, choose, front, levels
 
 
 def trial(number: int, agreement: float, seconds: float = 1.0, key: str = "", **point: Any) -> Trial:
@@ -98,10 +97,11 @@ def test_where_an_interval_leaves_out_its_own_trial_that_trial_is_chosen():
     assert choose([odd], "agreement", "seconds") == odd
 
 
-def test_vectors_are_counted_step_by_step():
-    config = AdaptConfig(
-        checkpoint="c", source="a", target="b", out="o", ratio=2, target_batch=10, max_segments=3, target_pairs="none"
-    )
-    # 10 and 20 of 20 candidates, each a tile, a text and three segments; 10 target tiles and 10 texts a step
-    assert embeddings_of(config, [0.5, 1.0], with_segments=True) == 10 * 5 + 20 + 20 * 5 + 20
-    assert embeddings_of(config, [0.5, 1.0], with_segments=False) == 10 * 2 + 20 + 20 * 2 + 20
+def test_a_gain_is_one_by_its_whole_interval():
+    def outcome(low: float, **told: Any) -> Outcome:
+        curve = [{"step": 0, "agreement": 0.5, "recall": 0.2, "source_recall": 0.4}]
+        return Outcome("done", agreement=0.55, agreement_ends=(low, 0.6), **{"curve": curve} | told)
+
+    assert outcome(0.51).is_gain is True
+    assert outcome(0.49).is_gain is False
+    assert outcome(0.51, curve=[]).is_gain is None

@@ -49,6 +49,8 @@ def test_a_text_says_where_a_setting_is_searched(text: str, wanted: Dimension):
         ("ratio=5..2", "a range runs from a number to a larger one"),
         ("pace=linear..root", "a range runs from a number to a larger one"),
         ("weight_decay=log:0..1", "a range by its logarithm begins above 0"),
+        ("head_lr=log:1e-5..inf", "a range runs from a number to a larger one"),
+        ("lr=1,2", "lr is no setting of adapt; try discriminator_lr, head_lr"),
         ("pace_start=0.1..0.9/0", "a range has two points or more"),
         ("pace_start=0.1..2", "Input should be less than or equal to 1, got '2'"),
     ],
@@ -91,6 +93,13 @@ def test_a_grid_has_every_point_once_and_no_setting_that_means_nothing_in_it():
 def test_a_grid_over_reals_is_refused_with_what_to_write():
     with pytest.raises(ConfigError, match=r"a grid wants points; write 0.1\.\.0.9/5 for five"):
         grid([dimension("pace_start=0.1..0.9")], 0)
+
+
+def test_a_grid_of_too_many_points_is_refused_at_once_and_chance_needs_no_list():
+    wide = dimension("ratio=1..400000000")
+    with pytest.raises(ConfigError, match="--space has 400,000,000 points, at most 100,000 of a grid; give fewer"):
+        grid([wide], 0)
+    assert 1 <= drawn([wide], 0, 0)["ratio"] <= 400_000_000
 
 
 def test_points_by_chance_lie_in_the_space_and_hang_on_seed_and_number_alone():

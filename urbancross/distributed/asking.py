@@ -75,7 +75,7 @@ class Sweep:
         self.gpu_s = told.get("gpu_seconds", 0.0)
         self.curves = {int(number): curve for number, curve in told.get("curves", {}).items()}
         self.search.restore(told["history"])
-        if self.config.retry_failed:
+        if self.config.retry_failed and not self.is_spent:
             for trial in self.trials():
                 if trial.outcome is not None and trial.outcome.state == "failed":
                     storage.remove(self.home / outcomes.TRIALS / f"{trial.key}.json")
@@ -110,16 +110,20 @@ class Sweep:
     @property
     def may_ask(self) -> bool:
         """Whether the budget and the space have another point."""
-        limits, size = self.config.limits, self.search.size
+        size = self.search.size
         if size is not None and len(self.search.asked) >= size:
             return False
-        if self.search.is_exhausted:
-            return False
+        return not self.search.is_exhausted and not self.is_spent
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the hours are, where the budget is in hours."""
+        limits = self.config.limits
         if limits.hours is not None:
-            return self.spent_s < 3600 * limits.hours
+            return self.spent_s >= 3600 * limits.hours
         if limits.gpu_hours is not None:
-            return self.spent_gpu_s < 3600 * limits.gpu_hours
-        return True
+            return self.spent_gpu_s >= 3600 * limits.gpu_hours
+        return False
 
     def begin_round(self) -> None:
         self.round, self.ended = self.round + 1, False
@@ -266,6 +270,8 @@ class Asker(Searcher):
             return Searcher.FINISHED
         if len(set(self.numbers.values()) - sweep.told) >= sweep.config.concurrent:
             return None
+        if sweep.is_spent and sweep.again:  # what is open was told once, and waits for a larger budget
+            return Searcher.FINISHED
         if not (left := self.left):
             if not sweep.may_ask or sweep.search.ask() is None:
                 return Searcher.FINISHED

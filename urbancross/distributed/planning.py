@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from urbancross import config as settings
-from urbancross import forecast, runs, storage, tables
+from urbancross import forecast, storage, tables
 from urbancross.command_line import from_command_line
 from urbancross.config import PlanConfig, WorkersConfig
 from urbancross.distributed import captioning, rebuilding
@@ -57,7 +57,7 @@ class Asked:
     rows: dict[str, int]  # tiles of the shards that are still to be made
 
 
-def run(config: PlanConfig) -> Balance | None:
+def run(config: PlanConfig) -> Balance:
     archive = storage.archive(config.archive)
     asked = list(what_is_asked(archive, config))
     if not asked:
@@ -81,12 +81,11 @@ def run(config: PlanConfig) -> Balance | None:
     kept = {"archive": str(archive), "advice": line, "forecasts": [found.as_json() for found in told]}
     balance = balance.with_files(forecast=kept)
     if config.json_:
-        runs.record(archive, "plan", config.model_dump(), balance)
         counts = {name: getattr(balance, name) for name in ("read", "written", "skipped", "failed")}
         print(json.dumps(kept | {"tried": counts}, indent=2))
-        return None
-    show(told, config)
-    print(line)
+    else:
+        show(told, config)
+        print(line)
     return balance
 
 

@@ -116,8 +116,8 @@ def measured(config: AdaptConfig, checkpoint: Path, wall_s: float, tables: int, 
     timing = storage.read_json(checkpoint / TIMING, "trial").get("adapt", {"steps": 0})
     # One that was taken up at its end was not seen learning; its whole time is no less than that.
     learning_s = timing["seconds"] / timing["steps"] * config.steps if timing["steps"] > 0 else wall_s
+    learning_s = learning_s if config.steps else 0.0
     events = runs.read_events(checkpoint / checkpoints.EVENTS)
-    learnt = [event for event in events if "pace" in event]
     return Outcome(
         "done",
         recall=recall["mR"],
@@ -128,9 +128,7 @@ def measured(config: AdaptConfig, checkpoint: Path, wall_s: float, tables: int, 
         step=config.steps,
         steps=config.steps,
         seconds=learning_s * config.workers,
-        embeddings=outcomes.embeddings_of(
-            config, [event["pace"] for event in learnt], any("segment" in event for event in learnt)
-        ),
+        embeddings=sum(event.get("embeddings", 0) for event in events),
         wall_s=wall_s,
         tables=tables,
         found=found,

@@ -52,14 +52,14 @@ def run(config: TuneConfig) -> Balance:
     config = with_whole_paths(config)
     sweep = Sweep.of(config, home)
     check(config, home)
-    if not (home / outcomes.SWEEP).exists():
-        storage.write_json(home / outcomes.SWEEP, {"settings": settings_that_count(config)})
     with interruptible(), lease.held(home):
         sweep.recall()
         before = sum(trial.is_done for trial in sweep.trials())
         if sweep.may_ask or sweep.open:
             connect()
             require_resources(config, config.concurrent)
+            if not (home / outcomes.SWEEP).exists():
+                storage.write_json(home / outcomes.SWEEP, {"settings": settings_that_count(config)})
             share_and_remember(config, sweep)
             work_through(config, sweep)
         return finished(config, sweep, before)
@@ -92,7 +92,7 @@ def check(config: TuneConfig, home: Path) -> None:
                     f"--out {home} holds a sweep with {key}={found.get(key)}, now {key}={value}; give another --out, "
                     "or remove it"
                 )
-    elif home.exists() and any(not path.name.startswith(".") for path in home.iterdir()):
+    elif home.exists() and any(not path.name.startswith(".") and path.name != "runs" for path in home.iterdir()):
         raise ConfigError(f"--out {home} is there and holds no sweep; give another --out")
     else:
         storage.require_writable(home / outcomes.SWEEP, "--out")
@@ -244,6 +244,8 @@ def finished(config: TuneConfig, sweep: Sweep, before: int) -> Balance:
         why = next((trial.outcome.reason for trial in trials if trial.outcome), "the budget let none begin")
         raise TrainingError(f"not one of {len(trials)} trials came to its end ({why}); see {sweep.home / REPORT}")
     say(f"tune: chosen: trial {chosen.number}, {sweep.words(chosen)}")
+    if chosen.outcome is not None and chosen.outcome.is_gain is False:
+        say(f"tune: {report.NO_GAIN}")
     say(f"tune: urbancross adapt --config {sweep.home / outcomes.CHOSEN} --out ...")
     ended = [states.count(state) for state in ("done", "stopped", "failed")]
     return Balance(len(states), ended[0] - before, before, ended[1], ended[2])

@@ -22,6 +22,7 @@ from urbancross.sweep import outcomes
 from urbancross.sweep.outcomes import OBJECTIVES, Trial
 from urbancross.sweep.space import SEGMENTS, space_of
 
+NO_GAIN = "the chosen trial is no gain over the model that it began with, by its interval: do not adapt"
 WORDS = {"agreement": "agreement of the target's tiles with its texts", "recall": "mR on the target's pairs"}
 
 
@@ -118,11 +119,12 @@ def verdict(config: TuneConfig, chosen: Trial | None) -> str:
     if chosen is None or chosen.outcome is None:
         return "No trial came to its end."
     outcome = chosen.outcome
+    gain = f" But {NO_GAIN}." if outcome.is_gain is False else ""
     best = f"the cheapest within the best one's interval, by {config.cost}" if config.cost != "none" else "the highest"
     return (
         f"Trial {chosen.number} was chosen by {WORDS[config.objective]} ({best}): "
         f"{figures.as_text(chosen.point)}. Agreement {outcome.value('agreement'):.4f}, "
-        f"mR {percent(outcome.recall)} {interval(outcome.recall_ends)}, both on split valid."
+        f"mR {percent(outcome.recall)} {interval(outcome.recall_ends)}, both on split valid.{gain}"
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from scipy.stats import t as students_t
 
 from urbancross import storage
-from urbancross.config import AdaptConfig
 from urbancross.storage import Place
 from urbancross.sweep.space import Point
 
@@ -31,7 +30,8 @@ class Outcome:
         gallery: {"tiles", "texts"} behind the recall.
         step, steps: how far it came.
         seconds: of learning and its diagnoses, over all workers, the start of the team not counted.
-        embeddings: vectors that its heads learnt from; those that only told how close a pair is are not counted.
+        embeddings: vectors that its heads learnt from, a tile's, text's or segment's; those that only told how close a
+            pair is are not counted.
         wall_s: from its start to its end.
         tables, found: features tables that it needed, and those that were there already.
         curve: diagnoses as it went: step, recall, agreement, source_recall.
@@ -57,6 +57,12 @@ class Outcome:
         """An objective or a cost by name; nan where there is none."""
         found = getattr(self, name)
         return math.nan if found is None else float(found)
+
+    @property
+    def is_gain(self) -> bool | None:
+        """Whether the target agrees better than before, by the whole interval; None where nobody knows."""
+        before = next((told["agreement"] for told in self.curve if told["step"] == 0), None)
+        return None if before is None or self.agreement_ends is None else self.agreement_ends[0] > before
 
     def ends(self, objective: str) -> tuple[float, float] | None:
         found: tuple[float, float] | None = getattr(self, f"{objective}_ends")
@@ -93,19 +99,6 @@ def read(home: Place, key: str) -> Outcome | None:
 
 def write(home: Place, key: str, outcome: Outcome) -> None:
     storage.write_json(home / TRIALS / f"{key}.json", asdict(outcome))
-
-
-def embeddings_of(config: AdaptConfig, paces: Sequence[float], with_segments: bool) -> int:
-    """Vectors that heads compute while learning: tiles, texts and segments of the source, tiles and texts of the other.
-
-    Args:
-        paces: share of source candidates that took part, by step.
-        with_segments: whether the source has any.
-    """
-    each = 2 + (config.max_segments if with_segments else 0)
-    taken = config.ratio * config.target_batch
-    partners = 2 * taken if config.target_pairs != "none" else 0
-    return sum(round(pace * taken) * each + 2 * config.target_batch + partners for pace in paces)
 
 
 def short(value: object) -> str:

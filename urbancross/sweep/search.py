@@ -46,8 +46,8 @@ class Search:
         self.history: list[Event] = []
         self.asked: list[Point] = []
         self.points = grid(space, seed) if kind == "grid" else None
-        sizes = [math.inf if dim.values is None else len(dim.values) for dim in space]
-        self.end = len(grid(space, seed)) if math.prod(sizes) <= MOST_COUNTED else None
+        size = math.prod(dim.count for dim in space)
+        self.end = len(grid(space, seed)) if size <= MOST_COUNTED else None
         self._study: Any = None
         self._trials: dict[int, Any] = {}  # Optuna's, by number
 

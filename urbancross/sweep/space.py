@@ -18,6 +18,7 @@ Point = dict[str, Any]
 Kind = Literal["choice", "int", "float"]
 
 DEFAULT = ("max_segments=0..10", "ratio=1..10", "pace=none,linear,root,step", "pace_start=0.1..0.9")
+MOST_OF_GRID = 100_000
 SEGMENTS = "max_segments"  # 0 stands for --segments none
 IDLE: dict[str, tuple[str, Any]] = {"pace_start": ("pace", "none")}
 """Settings that mean nothing where another has this value; a point leaves them out there."""
@@ -44,6 +45,11 @@ class Dimension:
     by_log: bool = False
 
     @property
+    def count(self) -> float:
+        """How many values there are."""
+        return {"choice": len(self.choices), "int": self.high - self.low + 1}.get(self.kind, math.inf)
+
+    @property
     def values(self) -> tuple[Any, ...] | None:
         """All values there are; None for reals."""
         if self.kind == "int":
@@ -51,8 +57,10 @@ class Dimension:
         return self.choices if self.kind == "choice" else None
 
     def draw(self, source: random.Random) -> Any:
-        if self.kind == "choice" or (self.kind == "int" and not self.by_log):
-            return source.choice(self.values or ())
+        if self.kind == "choice":
+            return source.choice(self.choices)
+        if self.kind == "int" and not self.by_log:
+            return source.randint(int(self.low), int(self.high))
         if not self.by_log:
             return source.uniform(self.low, self.high)
         edge = 0.5 if self.kind == "int" else 0.0  # so that both ends are as likely as those between
@@ -95,14 +103,15 @@ def dimension(text: str) -> Dimension:
     if not sign or not told:
         raise ConfigError(f"--space {text}: want a setting and its values, such as ratio=1..10 or pace=none,linear")
     if name not in searched:
-        close = difflib.get_close_matches(name, searched, n=3) or sorted(searched)[:3]
+        alike = sorted(known for known in searched if name in known)[:3]
+        close = alike or difflib.get_close_matches(name, searched, n=3) or ["head_lr", "ratio", "pace"]
         held = " is the same for all trials" if name in FIXED else " is no setting of adapt"
         raise ConfigError(f"--space {text}: {name}{held}; try {', '.join(close)}")
     span = re.fullmatch(r"(log:)?([^/]+)\.\.([^/]+?)(?:/(\d+))?", told)
     if span is None:
         return Dimension(name, "choice", tuple(dict.fromkeys(value(name, part, text) for part in told.split(","))))
     low, high = value(name, span[2], text), value(name, span[3], text)
-    if isinstance(low, str | bool) or isinstance(high, str | bool) or not low < high:
+    if isinstance(low, str | bool) or isinstance(high, str | bool) or not low < high < math.inf:
         raise ConfigError(f"--space {text}: a range runs from a number to a larger one")
     if span[1] and low <= 0:
         raise ConfigError(f"--space {text}: a range by its logarithm begins above 0")
@@ -153,8 +162,12 @@ def grid(space: Sequence[Dimension], seed: int) -> list[Point]:
         ConfigError: a dimension has no end of values.
     """
     for dim in space:
-        if dim.values is None:
+        if math.isinf(dim.count):
             raise ConfigError(f"--space {dim.name}: a grid wants points; write {dim.low:g}..{dim.high:g}/5 for five")
+    if (count := math.prod(dim.count for dim in space)) > MOST_OF_GRID:
+        raise ConfigError(
+            f"--space has {count:,.0f} points, at most {MOST_OF_GRID:,} of a grid; give fewer, or --search tpe"
+        )
     found: dict[str, Point] = {}
     for values in itertools.product(*(dim.values or () for dim in space)):
         point = without_idle(dict(zip((dim.name for dim in space), values, strict=True)))
