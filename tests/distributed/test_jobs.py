@@ -97,7 +97,7 @@ def test_a_job_that_is_stopped_leaves_a_state_that_the_same_command_goes_on_from
 
     again = cluster.submit(*command[1:])
     assert again.returncode == 0, again.stdout
-    assert "read 30 = written 19 + done before 9 + skipped 2 + failed 0" in again.stdout
+    assert "read 30 = written 20 + done before 9 + skipped 1 + failed 0" in again.stdout
     assert "segments@grid of archive: " in again.stdout  # progress
     runs = sorted(name for name in storage.names(archive / "runs") if name.endswith("-segment"))
     assert [storage.exists(archive / "runs" / name / "balance.json") for name in runs] == [False, True]
