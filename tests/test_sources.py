@@ -9,6 +9,8 @@ from rasterio.transform import from_origin
 
 from urbancross import schemas, sources
 from urbancross.errors import ConfigError
+from urbancross.scenes.grids import Pixels
+from urbancross.scenes.tiling import Tiling
 from urbancross.splits import Shares
 
 
@@ -30,7 +32,9 @@ def write_scene(file: Path, width: int = 7, height: int = 4, crs: str | None = "
 
 
 def plan(source: Path, images: Path | None = None, tile_px: int = 2, valid=0.25, test=0.25, seed=0) -> list[dict]:
-    return sources.plan(str(source), images and str(images), "north", tile_px, Shares(None, valid, test, seed))
+    return sources.plan(
+        str(source), images and str(images), "north", Tiling(Pixels(tile_px)), Shares(None, valid, test, seed)
+    )
 
 
 def test_a_captions_file_becomes_a_row_per_line(tmp_path):
@@ -47,11 +51,13 @@ def test_a_captions_file_becomes_a_row_per_line(tmp_path):
     assert rows == [
         {
             **{"tile_id": "a.jpg", "source": str(tmp_path / "a.jpg"), "domain": "north", "window": None},
+            "colours": None,
             **{"captions": None, "split": "train", "bounds": None, "crs": None, "gsd_m": None, "datetime": None},
             "failure": None,
         },
         {
             **{"tile_id": "img/b.png", "source": str(tmp_path / "img/b.png"), "domain": "north", "window": None},
+            "colours": None,
             **{"captions": ["two boats", "a quay"], "split": "test", "bounds": [24.0, 60.0, 25.0, 61.0]},
             **{"crs": "EPSG:32635", "gsd_m": 0.5, "datetime": "2024-06-01T10:00:00Z", "failure": None},
         },

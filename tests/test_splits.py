@@ -118,7 +118,7 @@ def test_by_look_near_copies_stay_together_and_one_of_a_tile_that_has_a_split_fo
     rows += [write("plain.jpg", np.full((64, 64, 3), 90, np.uint8))]
     rows += [{**tile("gone.jpg", 0, 0), "bounds": None, "source": str(tmp_path / "gone.jpg")}]
     like_two = [write(f"{name}.jpg", scene(99), split) for name, split in (("x", "train"), ("y", "test"), ("z", None))]
-    assign([*rows, *like_two], Shares(by="look", valid=0.3, test=0.3), {})
+    assign([*rows, *like_two], Shares(by="look", valid=0.3, test=0.3), {}, lambda row: Path(row["source"]).read_bytes())
     assert [row["failure"] for row in like_two] == [None, None, f"{BUFFER}test and train"]
     splits = {row["tile_id"]: row["split"] for row in rows}
     assert all(splits[f"{seed}.jpg"] == splits[f"{seed}-turned.jpg"] for seed in range(12))

@@ -15,7 +15,7 @@ from urbancross.errors import SchemaError, TileError, TileSkipped
 log = logging.getLogger(__name__)
 
 # Columns that tables of an earlier version lack; they count as null there.
-ADDED = {"plan": {"footprint", "transform"}, "tiles": {"transform"}}
+ADDED = {"plan": {"footprint", "transform", "colours"}, "tiles": {"transform"}}
 
 FAILURE = pa.field("failure", pa.string())
 TILE_ID = pa.field("tile_id", pa.string(), nullable=False)
@@ -25,13 +25,26 @@ TILE_ID = pa.field("tile_id", pa.string(), nullable=False)
 # where only bounds are known.
 TRANSFORM = pa.list_(pa.float64(), 6)
 
+# How a scene's bands become red, green and blue: bands counted from 1, of each the values that become 0 and 255.
+COLOURS = pa.struct(
+    [
+        pa.field("bands", pa.list_(pa.int32())),
+        pa.field("low", pa.list_(pa.float64())),
+        pa.field("high", pa.list_(pa.float64())),
+        pa.field("palette", pa.bool_()),
+    ]
+)
+
 # What the ingest knows of a tile before it has read a pixel: which file or which window of which scene.
 PLAN = pa.schema(
     [
-        TILE_ID,  # path of the image in its set, or "{scene}/{row}-{col}"
+        TILE_ID,  # path of the image in its set, or "{scene}/{row}-{col}", or "{scene}/{square of the grid}"
         pa.field("source", pa.string(), nullable=False),  # absolute path of the image or scene
         pa.field("source_version", pa.string()),  # the file's size in bytes and time of change; null: it was absent
-        pa.field("window", pa.list_(pa.int32(), 4)),  # (x0, y0, x1, y1) pixels of the scene; null: the whole image
+        pa.field(
+            "window", pa.list_(pa.int32(), 4)
+        ),  # (x0, y0, x1, y1) pixels of the scene; null: an image, or a square
+        pa.field("colours", COLOURS),  # null: an image
         pa.field("domain", pa.string(), nullable=False),
         pa.field("split", pa.string()),  # train | valid | test, or null
         pa.field("captions", pa.list_(pa.string())),  # those that came with the set

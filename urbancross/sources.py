@@ -9,8 +9,8 @@ from typing import Any
 from urbancross import storage
 from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.globe import are_bounds
+from urbancross.scenes.tiling import Reader, Tiling
 from urbancross.splits import Shares, assign
-from urbancross.tiles import cells
 
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test", "restval": "train"}
 KNOWN = "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, or a folder of GeoTIFF scenes (*.tif)"
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def plan(
-    source: str, images: str | None, domain: str, tile_px: int, shares: Shares, known: dict[str, str] | None = None
+    source: str, images: str | None, domain: str, tiling: Tiling, shares: Shares, known: dict[str, str] | None = None
 ) -> list[Row]:
     """Rows of `schemas.PLAN` for everything the source holds.
 
@@ -39,7 +39,7 @@ def plan(
     if not path.exists():
         raise ConfigError(f"--source {source}: no such file or folder; give {KNOWN}")
     if path.is_dir() and not (path / "captions.jsonl").is_file():
-        rows, place = _scenes(path, domain, tile_px), "place"
+        rows, place = _scenes(path, domain, tiling), "place"
     else:
         rows, place = _captioned(path / "captions.jsonl" if path.is_dir() else path, images, domain), "tile_id"
     seen: dict[str, int] = {}
@@ -55,7 +55,7 @@ def plan(
                 f"--source {source}: {row['tile_id']} stands in entries {first} and {number}; "
                 "give one entry per image, with all its captions"
             )
-    assign(rows, shares, known or {})
+    assign(rows, shares, known or {}, Reader(tiling).read)
     versions: dict[str, str | None] = {}  # a scene has many tiles
     for row in rows:
         if row["source"] not in versions:
@@ -86,7 +86,7 @@ def _captioned(file: Path, images: str | None, domain: str) -> list[Row]:
             f"{file}: none of its {len(entries):,} images is there, the first would be "
             f"{roots[-1] / entries[0]['tile_id']}; give the folder that image paths start from with --images"
         )
-    common: Row = {"domain": domain, "window": None, "failure": None}
+    common: Row = {"domain": domain, "window": None, "colours": None, "failure": None}
     return [{"source": str(root / entry["tile_id"])} | common | entry for entry in entries]
 
 
@@ -147,7 +147,7 @@ def _skyscript(file: Path) -> Iterator[Row]:
             }
 
 
-def _scenes(folder: Path, domain: str, tile_px: int) -> list[Row]:
+def _scenes(folder: Path, domain: str, tiling: Tiling) -> list[Row]:
     scenes = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff") and path.is_file())
     if not scenes:
         raise ConfigError(f"--source {folder}: neither captions.jsonl nor *.tif there; give {KNOWN}")
@@ -159,11 +159,12 @@ def _scenes(folder: Path, domain: str, tile_px: int) -> list[Row]:
         try:
             if not _is_text(str(scene)):
                 raise TileError("its name is not UTF-8; rename the file")
-            rows += [{**common, **vars(cell), "failure": None} for cell in cells(scene, name, tile_px)]
+            for cell, colours in tiling.plan(scene, name):
+                rows.append({**common, **vars(cell), "colours": vars(colours), "failure": None})
         except TileError as error:
             problems.append(f"{_printable(scene.name)}: {error}")
             kind = "skipped" if isinstance(error, TileSkipped) else "failed"
-            rows.append({**common, "tile_id": name, "window": None, "failure": f"{kind}:{error}"})
+            rows.append({**common, "tile_id": name, "window": None, "colours": None, "failure": f"{kind}:{error}"})
     if len(problems) == len(scenes):
         raise ConfigError(f"--source {folder}: no scene can be used, {problems[0]}")
     return rows

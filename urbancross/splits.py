@@ -7,7 +7,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from urbancross.progress import meter, say
 
 By = Literal["file", "place", "look"]
 Row = dict[str, Any]
+Read = Callable[[Row], bytes] | None
 
 BUFFER_TILES = 1.0
 BUFFER = "skipped:too near to split "
@@ -49,13 +49,14 @@ class Shares:
     reach: int = 4
 
 
-def assign(rows: list[Row], shares: Shares, known: dict[str, str]) -> None:
+def assign(rows: list[Row], shares: Shares, known: dict[str, str], read: Read = None) -> None:
     """Give a split to every row that names none; leave out what would lie too near to another split, or look like two.
 
     What has a split, by the source or by an earlier plan, keeps it, and what belongs to the same group follows it.
 
     Args:
         known: splits of tiles that were planned before, or `LEFT_OUT`, by id.
+        read: the encoded image of a row; needed by `look`.
 
     Raises:
         ConfigError: with `place`, a tile does not say where it lies, or a split gets none.
@@ -69,7 +70,7 @@ def assign(rows: list[Row], shares: Shares, known: dict[str, str]) -> None:
     if not free:
         return
     live = [row for row in rows if row["failure"] is None] if by != "file" else rows
-    keys = GROUPS[by](live, shares)
+    keys = GROUPS[by](live, shares, read)
     named: dict[str, set[str]] = {}
     for row, key in zip(live, keys, strict=True):
         if row["split"] is not None:
@@ -115,12 +116,12 @@ def divide(groups: Iterable[str], shares: Shares) -> dict[str, str]:
     return dict(zip(order, names + ["train"] * len(order), strict=False))
 
 
-def by_file(rows: list[Row], shares: Shares) -> list[str]:
+def by_file(rows: list[Row], shares: Shares, read: Read) -> list[str]:
     """A scene's tiles stay together; an image is its own."""
     return [row.get("place") or row["tile_id"] for row in rows]
 
 
-def by_place(rows: list[Row], shares: Shares) -> list[str]:
+def by_place(rows: list[Row], shares: Shares, read: Read) -> list[str]:
     """Tiles in one block on the ground stay together, whichever scene and date they are of."""
     for row in rows:
         if row.get("bounds") is None and row["split"] is None:
@@ -141,7 +142,7 @@ def block(bounds: tuple[float, float, float, float], side_m: float) -> str:
     return f"{row}/{int((lon + 180) % 360 * max(east_m[0], 0.0) // side_m)}"
 
 
-def by_look(rows: list[Row], shares: Shares) -> list[str]:
+def by_look(rows: list[Row], shares: Shares, read: Read) -> list[str]:
     """Tiles that are nearly the same picture in any turn and flip stay together, and so does what is like one of them.
 
     Every image is read once, here; what cannot be read or is too plain to tell is a group of its own.
@@ -151,7 +152,7 @@ def by_look(rows: list[Row], shares: Shares) -> list[str]:
         for number, row in enumerate(rows):
             told.add(1)
             try:
-                hashes.append(perceptual_hashes(tiles.decode(tiles.read(Path(row["source"]), row["window"]))))
+                hashes.append(perceptual_hashes(tiles.decode(read(row))))  # type: ignore[misc]
                 seen.append(number)
             except Exception:  # whatever a library makes of a bad file: `tiles` says what is wrong with it
                 continue
@@ -187,7 +188,7 @@ def leave_buffer(rows: list[Row], free: list[Row]) -> None:
             mine[number]["failure"] = f"{BUFFER}{others[other]['split']}"
 
 
-GROUPS: dict[By, Callable[[list[Row], Shares], list[str]]] = {"file": by_file, "place": by_place, "look": by_look}
+GROUPS: dict[By, Callable[[list[Row], Shares, Read], list[str]]] = {"file": by_file, "place": by_place, "look": by_look}
 
 
 def is_buffer(row: Row) -> bool:

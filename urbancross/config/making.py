@@ -21,6 +21,26 @@ class IngestConfig(StageConfig):
     """Folder that image paths start from; default: where the captions file lies (or `images` beside it)."""
     tile_px: PositiveInt = 224
     """Scenes only: side of a tile in pixels."""
+    grid: Literal["pixels", "metres", "xyz", "globe"] = "pixels"
+    """Scenes only: squares of its own pixels; of --gsd metres a pixel in its reference system; of a web map at --zoom;
+    or of --gsd around points that lie evenly on the globe, each in its UTM zone, as Major TOM has them."""
+    gsd: float | None = Field(default=None, gt=0)
+    """With --grid metres or globe: metres of a pixel; read from the overview that fits."""
+    zoom: int | None = Field(default=None, ge=0, le=24)
+    """With --grid xyz: zoom of the web map."""
+    overlap: float = Field(default=0, ge=0, lt=0.95)
+    """Scenes only: share of a side that neighbours have in common; with --grid xyz, that a tile grows by."""
+    bands: str | None = None
+    """Scenes only: bands of red, green and blue such as 4,3,2, or one; default: as a scene says, or its first three."""
+    stretch: str | None = None
+    """Scenes only: values that become black and white, such as 0..3000, or percentiles of a scene, such as 2%..98%;
+    default: none for 8 bits, 2%..98% for others, where scenes are not to be compared by colour."""
+    resampling: Literal["nearest", "bilinear", "cubic", "average"] = "bilinear"
+    """Scenes only: how pixels that do not lie as the scene's do are made of those."""
+    min_valid: float = Field(default=0.5, ge=0, le=1)
+    """Scenes only: skip tiles with data on a smaller share; squares that a scene covers less are not planned."""
+    max_cloud: float | None = Field(default=None, ge=0, le=1)
+    """Scenes only: skip tiles of which a larger share is white and without colour."""
     split: Split | None = None
     """Split of all tiles for which the source names none; default: by the shares below."""
     split_by: Literal["file", "place", "look"] = "file"

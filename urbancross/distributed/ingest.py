@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from rasterio.enums import Resampling
 
 from urbancross import lease, schemas, sources, splits, storage, tiles
 from urbancross.config import AuditConfig, IngestConfig
@@ -12,19 +13,24 @@ from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import refuse_other_maker, run_stage
 from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.runs import Balance
+from urbancross.scenes.colours import Stretch
+from urbancross.scenes.pixels import Screen
+from urbancross.scenes.tiling import Reader, Tiling, bands_of, grid_of
 from urbancross.storage import Place
 from urbancross.tables import ROWS
 
 SHARD_NAME = "part-{:05d}.parquet"
 PLANNED_ONCE = ("source", "window", "captions", "bounds")
+PLANNING = {"grid", "gsd", "zoom", "overlap", "bands", "stretch"}  # settings of what is planned
+READING = {"resampling", "min_valid", "max_cloud"}  # and of how that is read
 CARRIED = ["domain", "bounds", "crs", "transform", "gsd_m", "datetime", "split"]
 
 
 class TileReader:
     """Planned files and windows to rows of `tiles`, each image proved to decode."""
 
-    def __init__(self, take_changed: bool) -> None:
-        self.take_changed = take_changed
+    def __init__(self, take_changed: bool, tiling: Tiling) -> None:
+        self.take_changed, self.reader = take_changed, Reader(tiling)
 
     def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
         planned = tables["plan"].to_pylist()
@@ -41,7 +47,7 @@ class TileReader:
         changed = now is not None and row["source_version"] not in (None, now)  # one that was absent may come late
         if changed and not self.take_changed:
             raise TileError("the file changed since it was planned; urbancross retry takes it as it is now")
-        return {"image": tiles.read(path, row["window"])}
+        return {"image": self.reader.read(row)}
 
 
 class GivenCaptions:
@@ -56,14 +62,34 @@ class GivenCaptions:
         return {"captions": row["captions"], "engine": "given"}
 
 
+def tiling_of(config: IngestConfig) -> Tiling:
+    """
+    Raises:
+        ConfigError: flags that do not go together, or a text that says nothing.
+    """
+    return Tiling(
+        grid_of(config.grid, config.tile_px, config.gsd, config.zoom, config.overlap),
+        bands_of(config.bands),
+        None if config.stretch is None else Stretch.of(config.stretch),
+        Resampling[config.resampling],
+        Screen(config.min_valid, config.max_cloud),
+    )
+
+
+def said(config: IngestConfig, names: set[str]) -> dict[str, Any]:
+    """Settings that are not as by default; what an earlier version made knew no other."""
+    defaults = {name: IngestConfig.model_fields[name].default for name in names}
+    return {name: value for name, value in config.model_dump(include=names).items() if value != defaults[name]}
+
+
 def stages(config: IngestConfig) -> list[Stage]:
     tiles_stage = Stage(
         "tiles",
         {"plan": None},
         geoparquet(schemas.TILES),
         TileReader,
-        {"take_changed": False},
-        {"domain": config.domain},
+        {"take_changed": False, "tiling": tiling_of(config)},
+        {"domain": config.domain} | said(config, READING),
         on_retry={"take_changed": True},
     )
     given = Stage(
@@ -79,13 +105,14 @@ def run(config: IngestConfig) -> Balance:
         config.split, config.valid_share, config.test_share, config.seed, config.split_by, config.block_m, reach
     )
     known = {} if config.split_by == "file" else planned_splits(archive)
-    rows = sources.plan(config.source, config.images, config.domain, config.tile_px, shares, known)
+    rows = sources.plan(config.source, config.images, config.domain, tiling_of(config), shares, known)
     settings = config.model_dump(
         include={"source", "images", "domain", "tile_px", "split", "valid_share", "test_share", "seed"}
     )
     settings["source"] = str(storage.local(config.source))
     if config.split_by != "file":  # plans of an earlier version knew no other
         settings |= config.model_dump(include={"split_by", "block_m"} if config.split_by == "place" else {"split_by"})
+    settings |= said(config, {*PLANNING, *READING})
     with lease.held(archive / "plan"):
         publish_plan(archive, rows, settings, config.shard_tiles)
     read, given = stages(config)

@@ -1,0 +1,1 @@
+"""Scenes: rasters that say where on the globe they lie, cut into tiles on a grid."""
