@@ -33,7 +33,7 @@ def rows_of(archive: Path) -> list[dict[str, Any]]:
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two overlapping scenes of 16 bits and four bands, with overviews: one half without data, one partly of cloud."""
     folder = tmp_path_factory.mktemp("scenes")
-    for number, left in enumerate((500_000, 500_400)):
+    for number, left in enumerate((500_000, 500_200)):
         y, x = np.mgrid[:400, :500]
         waves = np.stack([1500 + 1200 * np.sin((x + left) / 40 + k) * np.cos(y / 30) for k in range(4)]).astype(
             np.uint16
@@ -52,7 +52,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_squares_of_a_grid_have_one_name_and_one_place_whatever_scene_shows_them(scenes: Path, tmp_path: Path):
-    told = {"source": str(scenes), "grid": "metres", "gsd": 2.0, "bands": "4,3,2", "stretch": "0..3000"}
+    told = {"source": str(scenes), "grid": "metres", "gsd": 2.0, "bands": "4,3,2", "stretch": "0..3000", "min_valid": 0.8}
     line = run(archive=str(tmp_path / "one"), workers=1, max_cloud=0.5, **told)
     found = rows_of(tmp_path / "one")
     reasons = runs.count_failures([row["failure"] for row in found])
