@@ -52,7 +52,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_squares_of_a_grid_have_one_name_and_one_place_whatever_scene_shows_them(scenes: Path, tmp_path: Path):
-    told = {"source": str(scenes), "grid": "metres", "gsd": 2.0, "bands": "4,3,2", "stretch": "0..3000", "min_valid": 0.8}
+    told = {"source": str(scenes), "grid": "metres", "gsd": 2.0, "bands": "4,3,2", "stretch": "0..3000"}
+    told |= {"min_valid": 0.8}
     line = run(archive=str(tmp_path / "one"), workers=1, max_cloud=0.5, **told)
     found = rows_of(tmp_path / "one")
     reasons = runs.count_failures([row["failure"] for row in found])
