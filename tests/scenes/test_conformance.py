@@ -233,6 +233,8 @@ def test_bounds_hold_the_corners_of_the_pixels(name: str, folder: Path):
 def test_a_scene_that_no_grid_fits_says_what_to_give(folder: Path):
     with pytest.raises(TileError, match="in degrees, of which --grid metres has none; give --grid globe or xyz"):
         Tiling(Metres(SIDE, 2.0)).plan(folder / "antimeridian.tif", "s")
+    with pytest.raises(TileSkipped, match="no square of the grid lies within it; lower --gsd"):
+        Tiling(Globe(SIDE, 90.0)).plan(folder / "plain.tif", "s")
     with pytest.raises(TileError, match="no band 7, it has 3; give others with --bands"):
         Tiling(Pixels(SIDE), bands=(7,)).plan(folder / "plain.tif", "s")
 

@@ -83,9 +83,11 @@ def cells(raster: Any, name: str, grid: Grid, min_valid: float = 1.0) -> list[Ce
             found = [
                 (square.name, None, square.crs, square.transform) for square in _squares(placing, size, grid, min_valid)
             ]
-        if not found:
+        if not found and isinstance(grid, Pixels):
             told = f"{raster.width} x {raster.height} px"
             raise TileSkipped(f"{told}, smaller than a tile of {grid.side_px}; lower --tile-px")
+        if not found:
+            raise TileSkipped("no square of the grid lies within it; lower --gsd, --tile-px or --min-valid")
         return _cells(placing, found, name, grid.side_px, when)
     except (RasterioError, CRSError, CPLE_BaseError) as error:
         raise TileError(f"cannot be placed on the globe: {plain(error)}") from error
