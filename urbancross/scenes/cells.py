@@ -88,7 +88,7 @@ def cells(raster: Any, name: str, grid: Grid, min_valid: float = 1.0) -> list[Ce
             raise TileSkipped(f"{told}, smaller than a tile of {grid.side_px}; lower --tile-px")
         if not found:
             raise TileSkipped("no square of the grid lies within it; lower --gsd, --tile-px or --min-valid")
-        return _cells(placing, found, name, grid.side_px, when)
+        return _cells(placing, placing.gsd_m(*size), found, name, grid.side_px, when)
     except (RasterioError, CRSError, CPLE_BaseError) as error:
         raise TileError(f"cannot be placed on the globe: {plain(error)}") from error
 
@@ -145,13 +145,14 @@ def _covered(placing: Placing, size: tuple[int, int], squares: list[Square], sid
     return inside.reshape(len(squares), -1).mean(axis=1)
 
 
-def _cells(placing: Placing, found: list[Found], name: str, side_px: int, when: str | None) -> list[Cell]:
+def _cells(placing: Placing, gsd: float, found: list[Found], name: str, side_px: int, when: str | None) -> list[Cell]:
+    """
+    Args:
+        gsd: metres of a pixel of the scene.
+    """
     made = []
     windows = [window for _, window, _, _ in found if window is not None]
     if windows:
-        middle = placing.transform_at(0, 0, side_px)
-        width, height = max(window[2] for window in windows), max(window[3] for window in windows)
-        gsd = gsd_m(placing.crs, middle, width / 2, height / 2)
         rings = outlines(placing, windows, STRAY_PX * gsd)
         sizes = [gsd] * len(windows)
     else:

@@ -13,8 +13,10 @@ from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.warp import transform as warp_points
 
+from urbancross.globe import EQUATOR_M
+
 WEB_MERCATOR = CRS.from_epsg(3857)
-WEB_SIDE_M = 2 * math.pi * 6_378_137.0  # of the whole web map, in its own metres
+WEB_SIDE_M = 2 * math.pi * EQUATOR_M  # of the whole web map, in its own metres
 MERIDIAN_M = 20_003_931.0  # from pole to pole
 NORTHERNMOST_UTM, SOUTHERNMOST_UTM = 84.0, -80.0  # beyond them the poles' own systems
 

@@ -206,6 +206,6 @@ def whole(window: tuple[float, float, float, float], side_px: int) -> bool:
 def overview_for(raster: Any, placing: Placing, crs: CRS, transform: Affine, side_px: int) -> int | None:
     """The number of the overview to warp from; None: the scene itself."""
     wanted = gsd_m(crs, transform, side_px / 2, side_px / 2)
-    own = gsd_m(placing.crs, placing.transform_at(0, 0, 1), raster.width / 2, raster.height / 2)
+    own = placing.gsd_m(raster.width, raster.height)
     fit = [level for level, shrink in enumerate(raster.overviews(1)) if shrink <= wanted / own * (1 + SAME)]
     return fit[-1] if fit else None

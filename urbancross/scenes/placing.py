@@ -63,6 +63,10 @@ class Placing:
             rows, cols = points.rowcol(xs.ravel(), ys.ravel(), op=float)
         return np.reshape(cols, xs.shape), np.reshape(rows, xs.shape)
 
+    def gsd_m(self, width: int, height: int) -> float:
+        """Metres of ground per pixel at the middle of so many pixels."""
+        return gsd_m(self.crs, self.transform_at(width / 2, height / 2, 1), 0, 0)
+
     def transform_at(self, x0: float, y0: float, side: float) -> Affine:
         """The transform of a square of pixels, from its corners."""
         if self.transform is not None:
