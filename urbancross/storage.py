@@ -157,6 +157,23 @@ def read_shard(path: Place, columns: list[str] | None = None) -> pa.Table:
         raise _unreadable(path, error) from None
 
 
+def read_row(path: Place, columns: list[str], row: int) -> dict[str, Any]:
+    """One row of a shard; of the file only the group of rows that holds it is read.
+
+    Raises:
+        SchemaError: the file is no Parquet, has not so many rows, or lacks one of `columns`.
+        StorageError: the file cannot be read.
+    """
+    with parquet(path) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if row < start + count:
+                return file.read_row_group(group, columns=columns).slice(row - start, 1).to_pylist()[0]
+            start += count
+    raise SchemaError(f"{path} has {start} rows, row {row} wanted; remove it and run the job again")
+
+
 def read_schema(path: Place) -> pa.Schema:
     """The schema of a shard, its metadata included."""
     return _metadata(path).schema.to_arrow_schema()

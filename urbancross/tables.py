@@ -1,13 +1,14 @@
 """Tables of an archive, read: which there are, what made them, and shards of several side by side."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 
 from urbancross import schemas, storage
 from urbancross.errors import ConfigError, SchemaError
-from urbancross.storage import Place
+from urbancross.storage import PARALLEL_READS, Place
 
 Columns = Mapping[str, Sequence[str] | None]  # table name to the columns wanted; None: all
 
@@ -21,6 +22,7 @@ MADE_BY_VERB = {
     "features": "pretrain",
 }
 ROWS = ".rows.json"  # in `plan`: rows of each of its shards, and so of every table's
+FIRST = ("plan", "tiles")  # tables that say which tiles there are
 NO_TILES = {"map", "runs", "checkpoints", "index"}  # kinds of what lies in an archive and has no row for a tile
 NOT_RESULT = {"notes", "run"}  # what a maker says beside what changes its result
 VERBS = {
@@ -104,6 +106,28 @@ def check_source(archive: Place, source: str, columns: Sequence[str] | None, nam
 def of_tiles(archive: Place) -> list[str]:
     """The folders of an archive that may be tables with a row for every tile."""
     return [name for name in storage.tables(archive) if name.partition("@")[0] not in NO_TILES]
+
+
+def find_tile(archive: Place, tile_id: str) -> tuple[str, int]:
+    """The shard and the row of a tile, the same in every table.
+
+    Raises:
+        ConfigError: no table has it.
+    """
+    for table in FIRST:
+        names = storage.shards(archive / table)
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            for start in range(0, len(names), PARALLEL_READS):
+                some = names[start : start + PARALLEL_READS]
+                columns = pool.map(lambda name: _ids(archive / table / name), some)  # noqa: B023
+                for name, ids in zip(some, columns, strict=True):
+                    if tile_id in ids:
+                        return name, ids.index(tile_id)
+    raise ConfigError(f"{archive} has no tile {tile_id}; urbancross search --archive {archive} TEXT prints ids")
+
+
+def _ids(shard: Place) -> list[str]:
+    return storage.read_shard(shard, ["tile_id"])["tile_id"].to_pylist()
 
 
 def table_of(archive: Place, kind: str, variant: str | None, flag: str) -> str:

@@ -39,13 +39,21 @@ class ExplainConfig(ArchiveConfig):
 
 
 class SearchConfig(ArchiveConfig):
-    """Find the tiles of an archive that fit a text, or look like a picture."""
+    """Find the tiles of an archive that fit a text, or look like a picture or another tile."""
 
     text: CliPositionalArg[str | None] = None
     """What to look for, in words."""
     image: str | None = None
     """Picture to look for; with a text, the mean of both. A tile is liker to a picture than to any text, so that the
     picture says most."""
+    plus: list[str] | None = None
+    """A text to look for as well, said again for each."""
+    minus: list[str] | None = None
+    """A text that is not wanted, said again for each; counts by half."""
+    like: list[str] | None = None
+    """A tile to look for more of, said again for each."""
+    unlike: list[str] | None = None
+    """A tile to look for less of, said again for each; counts by half."""
     embeddings: str | None = None
     """Variant of the embeddings table; needed where there are several."""
     checkpoint: str | None = None
@@ -54,10 +62,24 @@ class SearchConfig(ArchiveConfig):
     """Share of a tile's best segment in its score; wants `embed --segments` by the same checkpoint."""
     split: Split | None = None
     """Only tiles of this split."""
+    domain: str | None = None
+    """Only tiles of this domain."""
     bbox: str | None = None
     """Only tiles that meet this box: west,south,east,north in degrees; west > east across the antimeridian."""
+    area: str | None = None
+    """Only tiles that meet the polygons of this GeoJSON file."""
+    since: str | None = None
+    """Only tiles of this time or later, such as 2024 or 2024-05-17."""
+    until: str | None = None
+    """Only tiles of this time or earlier, which is within: 2024 is its last day."""
+    tag: list[str] | None = None
+    """Only tiles with this geo-tag, key=value or a key for any value; said again for each, all of them wanted."""
     top: PositiveInt = 10
     """How many tiles to return."""
+    exact: bool = False
+    """Compare every vector, also where there is an index."""
+    pictures: bool | None = None
+    """Draw the tiles in colour blocks; default: on a terminal that knows 24-bit colour."""
     json_: bool = Field(default=False, alias="json")
     """Print one JSON document instead of a table."""
     device: Literal["cpu", "cuda"] = "cpu"
