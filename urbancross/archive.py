@@ -13,8 +13,10 @@ from shapely.geometry.base import BaseGeometry
 from urbancross import globe, storage, tables
 from urbancross.errors import ConfigError, TileError
 from urbancross.evidence import Evidence, Hit
-from urbancross.index.exact import Candidates, best
+from urbancross.index.doubt import TILES, Calibration, Doubt
+from urbancross.index.exact import Candidates, best, first
 from urbancross.index.facts import Filters
+from urbancross.index.folder import EXACT, Index
 from urbancross.index.moments import told_span
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
@@ -28,12 +30,14 @@ class Answer:
     Attributes:
         hits: best first.
         compared: tiles that the filters left to look in.
-        by: `exact` or what the index is.
+        by: `exact`, or the codes of the index.
+        doubt: whether anything matches at all; None: the query is more than texts, or no index was calibrated.
     """
 
     hits: list[Hit]
     compared: int
     by: str
+    doubt: Doubt | None = None
 
 
 class Archive:
@@ -43,6 +47,7 @@ class Archive:
         embeddings: variant of the embeddings table; needed where there are several.
         checkpoint: what made the embeddings; default: what their table names.
         device: where queries are encoded.
+        indexed: search the index where there is one; shards that it lacks are compared in full.
 
     Attributes:
         table: name of the embeddings table.
@@ -53,7 +58,13 @@ class Archive:
     """
 
     def __init__(
-        self, place: str, *, embeddings: str | None = None, checkpoint: str | None = None, device: str = "cpu"
+        self,
+        place: str,
+        *,
+        embeddings: str | None = None,
+        checkpoint: str | None = None,
+        device: str = "cpu",
+        indexed: bool = True,
     ) -> None:
         self.place = storage.archive(place)
         self.table, maker = embeddings_table(self.place, embeddings)
@@ -65,6 +76,14 @@ class Archive:
             )
         self.segments = tables.embeddings_by(self.place, self.model.fingerprint, "segment_embeddings")
         self.evidence = Evidence(self.place, self.segments)
+        self.index = Index.at(self.place, self.table) if indexed else None
+        if self.index is not None and self.index.manifest["checkpoint"] != self.model.fingerprint:
+            raise ConfigError(
+                f"{self.index.folder} was made of other vectors than those of {self.table}; make it again: urbancross "
+                f"index --archive {place}"
+            )
+        known = self.index.shards if self.index else set()
+        self._others = [name for name in storage.shards(self.place / self.table) if name not in known]
         self.device = device
         self._encoder: DualEncoder | None = None
 
@@ -132,10 +151,18 @@ class Archive:
             split,
             tuple(tags),
         )
-        return self.ask(query, filters, segment_weight, top)
+        only_texts = image is None and not like and not unlike
+        return self.ask(query, filters, segment_weight, top, only_texts)
 
-    def ask(self, query: np.ndarray, filters: Filters, segment_weight: float = 0.0, top: int = 10) -> Answer:
-        """As `search`, for a vector `[D]`.
+    def ask(
+        self,
+        query: np.ndarray,
+        filters: Filters,
+        segment_weight: float = 0.0,
+        top: int = 10,
+        is_text: bool = False,
+    ) -> Answer:
+        """As `search`, for a vector `[D]`; whether anything matches is told of a text's.
 
         Raises:
             ConfigError: a weight of segments, and there are no embeddings of them.
@@ -145,13 +172,19 @@ class Archive:
                 f"--segment-weight: {self.place} has no segment embeddings by {self.model.name}; make them with: "
                 f"urbancross embed --archive {self.place} --checkpoint {self.model.name} --segments ..."
             )
-        found, by = self._candidates(query, filters, segment_weight, top)
-        return Answer(self.evidence.hits(found.found, query, self.encoder), found.compared, by)
+        found = self._candidates(query, filters, segment_weight, max(top, TILES))
+        doubt = None
+        if self.index is not None and is_text and found.found and (told := self.index.manifest["nothing_matches"]):
+            doubt = Calibration(**told).judge(np.array([tile.score for tile in found.found]))
+        hits = self.evidence.hits(found.found[:top], query, self.encoder)
+        return Answer(hits, found.compared, self.index.kind if self.index else EXACT, doubt)
 
-    def _candidates(
-        self, query: np.ndarray, filters: Filters, segment_weight: float, top: int
-    ) -> tuple[Candidates, str]:
-        return best(self.place, self.table, query, top, filters, self.segments, segment_weight), "exact"
+    def _candidates(self, query: np.ndarray, filters: Filters, segment_weight: float, top: int) -> Candidates:
+        parts = [best(self.place, self.table, query, top, filters, self.segments, segment_weight, self._others)]
+        if self.index is not None:
+            parts.append(self.index.best(query, top, filters, segment_weight))
+        found = first([tile for part in parts for tile in part.found], top)
+        return Candidates(found, sum(part.compared for part in parts))
 
     def _pictures(self, image: str | Path | np.ndarray | None) -> list[np.ndarray]:
         if image is None:

@@ -41,6 +41,7 @@ VERBS = {
     "retry": Verb(settings.RetryConfig, "urbancross.distributed.retrying:run"),
     "verify": Verb(settings.VerifyConfig, "urbancross.distributed.verifying:run"),
     "explain": Verb(settings.ExplainConfig, "urbancross.explain:run"),
+    "index": Verb(settings.IndexConfig, "urbancross.index.building:run"),
     "search": Verb(settings.SearchConfig, "urbancross.search:run"),
     "evaluate": Verb(settings.EvaluateConfig, "urbancross.distributed.evaluation:run"),
     "audit-splits": Verb(settings.AuditConfig, "urbancross.distributed.auditing:run"),

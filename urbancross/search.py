@@ -29,7 +29,13 @@ def run(config: SearchConfig) -> None:
         )
     bbox = parse_bbox(config.bbox) if config.bbox else None
     area = storage.read_json(storage.file(config.area, "--area"), "--area") if config.area else None
-    archive = Archive(config.archive, embeddings=config.embeddings, checkpoint=config.checkpoint, device=config.device)
+    archive = Archive(
+        config.archive,
+        embeddings=config.embeddings,
+        checkpoint=config.checkpoint,
+        device=config.device,
+        indexed=not config.exact,
+    )
     answer = archive.search(
         config.text,
         image=config.image,
@@ -53,6 +59,7 @@ def run(config: SearchConfig) -> None:
             "embeddings": archive.table,
             "compared": answer.compared,
             "by": answer.by,
+            "doubt": None if answer.doubt is None else asdict(answer.doubt),
             "hits": [asdict(hit) for hit in answer.hits],
         }
         print(json.dumps(told, indent=2))
@@ -67,7 +74,7 @@ def run(config: SearchConfig) -> None:
 
 
 def show(answer: Answer, query: str) -> None:
-    """Print hits as a table."""
+    """Print hits as a table, and a line where they are doubtful."""
     if not answer.hits:
         print(f"no tile to compare with “{query}”: the filters leave none")
         return
@@ -81,6 +88,11 @@ def show(answer: Answer, query: str) -> None:
         cells = [str(hit.rank), f"{hit.score:.3f}", escape(hit.tile_id), *([place] if located else [])]
         table.add_row(*cells, escape(known(hit)))
     Console(width=None if Console().is_terminal else 140).print(table)
+    if answer.doubt is not None and answer.doubt.nothing_matches:
+        print(
+            "nothing here seems to match: the best tiles are less near than those of nearly all texts that do match "
+            f"(of which {100 * answer.doubt.false_alarm:.1f} % are wrongly told so)"
+        )
 
 
 def known(hit: Hit) -> str:

@@ -359,6 +359,23 @@ def remove_folder(folder: Place) -> None:
             remove(folder / name)
 
 
+def fetched(place: Place) -> Path:
+    """A file that is never written again, on this machine: one of S3 is fetched once and kept.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    if isinstance(place, Path):
+        return place
+    kept = cache() / "files" / digest_text(str(place)) / place.name
+    if not kept.exists():
+        found = read(place)
+        if found is None:
+            raise FileNotFoundError(str(place))
+        create(kept, found[0])
+    return kept
+
+
 def cache() -> Path:
     """Where files that were fetched are kept on this machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "urbancross"

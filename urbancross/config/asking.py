@@ -3,7 +3,7 @@
 import os
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from urbancross.config.base import ArchiveConfig, Config, Split, StageConfig, Variant, WorkersConfig
@@ -36,6 +36,34 @@ class ExplainConfig(ArchiveConfig):
     """The tile."""
     json_: bool = Field(default=False, alias="json")
     """Print one JSON document instead of a table."""
+
+
+class IndexConfig(ArchiveConfig):
+    """Make vectors quick to search, or add new ones to what is; nothing is published that finds too little.
+
+    Small archives are compared in full, memory-mapped. Larger ones get short codes in inverted lists: the best by these
+    are compared in full. How far a search looks is chosen, and its recall measured, with captions and tiles of it.
+    """
+
+    embeddings: str | None = None
+    """Variant of the embeddings table; needed where there are several."""
+    checkpoint: str | None = None
+    """Checkpoint that made the embeddings; default: the one their table names."""
+    codes: Literal["auto", "exact", "pq", "int8", "binary"] = "auto"
+    """What is kept in memory of a vector: a quarter of its directions by 4 bits each (pq), half of them by 8 (int8),
+    all by one (binary), or nothing (exact). auto: exact below --exact-below, else pq."""
+    exact_below: NonNegativeInt = 50_000
+    """Tiles below which every vector is compared."""
+    segments: bool = True
+    """Take in the embeddings of segments by the same checkpoint, where there are."""
+    min_recall: float = Field(default=0.95, ge=0, le=1)
+    """Share of the ten best tiles of exact search that the index has to find, of every kind of query."""
+    queries: int = Field(default=400, ge=20)
+    """Queries of each kind to measure with, captions and tiles; half of them to choose by."""
+    rebuild: bool = False
+    """Make it anew, also where it could be appended to."""
+    seed: int = 0
+    """Seed of what is sampled, for training and for measuring."""
 
 
 class SearchConfig(ArchiveConfig):

@@ -80,9 +80,13 @@ def best_of_segments(vectors: pa.ChunkedArray, query: np.ndarray) -> np.ndarray:
     """The highest cosine among the segments of each tile, `[tiles]`; NaN where there is none."""
     lists = pa.concat_arrays(vectors.chunks) if vectors.num_chunks else pa.array([], vectors.type)
     counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    out = np.full(len(lists), np.nan, np.float32)
-    if counts.any():
-        scores = lists.flatten().flatten().to_numpy().reshape(-1, len(query)) @ query
-        starts = (np.cumsum(counts) - counts)[counts > 0]
-        out[counts > 0] = np.maximum.reduceat(scores, starts)
+    scores = lists.flatten().flatten().to_numpy().reshape(-1, len(query)) @ query
+    return best_of(scores, counts)
+
+
+def best_of(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The highest of runs of scores, so many each: `[runs]`; NaN of an empty run."""
+    out = np.full(len(counts), np.nan, np.float32)
+    if len(scores):
+        out[counts > 0] = np.maximum.reduceat(scores, (np.cumsum(counts) - counts)[counts > 0])
     return out

@@ -59,7 +59,7 @@ class Filters:
         keep = np.ones(facts.num_rows, bool)
         for name, wanted in (("domain", self.domain), ("split", self.split)):
             if wanted is not None:
-                keep &= _true(pc.equal(facts[name].cast(pa.string()), wanted))
+                keep &= named(facts[name], wanted)
         if self.bbox is not None:
             keep &= meeting(facts, self.bbox)
         if self.since is not None:
@@ -73,8 +73,17 @@ class Filters:
         return keep
 
 
-def _true(values: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(values, False).to_numpy()
+def named(words: pa.ChunkedArray, wanted: str) -> np.ndarray:
+    """`[rows]` bool: which rows have a word; compared once in each chunk's dictionary."""
+    found = []
+    for chunk in words.chunks:
+        place = chunk.dictionary.index(wanted).as_py()
+        found.append(_true(pc.equal(chunk.indices, place)) if place >= 0 else np.zeros(len(chunk), bool))
+    return np.concatenate(found) if found else np.zeros(0, bool)
+
+
+def _true(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return np.asarray(pc.fill_null(values, False))
 
 
 def _degrees(facts: pa.Table) -> tuple[np.ndarray, ...]:
@@ -130,7 +139,7 @@ def facts_of(archive: Place, names: Sequence[str], numbers: Sequence[int] | None
     parts = [
         _facts(archive, name, number, spans) for number, name in zip(numbers or range(len(names)), names, strict=True)
     ]
-    return pa.concat_tables(parts).unify_dictionaries() if parts else FACTS.empty_table()
+    return pa.concat_tables(parts).unify_dictionaries().combine_chunks() if parts else FACTS.empty_table()
 
 
 def _facts(archive: Place, name: str, number: int, spans: dict[str | None, Span | None]) -> pa.Table:
