@@ -19,12 +19,12 @@ from urbancross.config import IndexConfig
 from urbancross.errors import ConfigError, NotReadyError, SchemaError
 from urbancross.failpoints import hit
 from urbancross.index import gate
-from urbancross.index.codes import SAMPLE_PER_LIST, Codes, lists_for, sample_of
+from urbancross.index.codes import SAMPLE_PER_LIST, Codes, lists_for
 from urbancross.index.doubt import Calibration
 from urbancross.index.facts import facts_of
 from urbancross.index.folder import EXACT, FORMAT, MANIFEST, Index, array_bytes, folder_of, read_manifest, table_bytes
 from urbancross.index.gate import Queries
-from urbancross.index.vectors import Vectors
+from urbancross.index.vectors import Vectors, floats, stored
 from urbancross.progress import meter, say
 from urbancross.runs import Balance
 from urbancross.storage import PARALLEL_READS, Place
@@ -167,16 +167,16 @@ class Building:
                 segments.append(flat.flatten().to_numpy().reshape(-1, vectors[-1].shape[1]))
             start += len(vectors[-1])
         self._write(f"{part}.facts.arrow", table_bytes(pa.concat_tables(kept).unify_dictionaries().combine_chunks()))
-        self._write(f"{part}.tiles.npy", array_bytes(np.concatenate(vectors).astype(self._dtype())))
+        self._write(f"{part}.tiles.npy", array_bytes(self._kept(np.concatenate(vectors))))
         if self.segments is not None:
             width = vectors[0].shape[1]
-            found = np.concatenate([np.empty((0, width), np.float32), *segments]).astype(self._dtype())
+            found = self._kept(np.concatenate([np.empty((0, width), np.float32), *segments]))
             self._write(f"{part}.segments.npy", array_bytes(found))
             self._write(f"{part}.segments.owners.npy", array_bytes(np.concatenate([np.empty(0, np.int64), *owners])))
         return {"rows": start, "segments": sum(map(len, segments))}
 
-    def _dtype(self) -> type[np.floating[Any]]:
-        return np.float32 if self.kind == EXACT else np.float16
+    def _kept(self, vectors: np.ndarray) -> np.ndarray:
+        return vectors if self.kind == EXACT else stored(vectors)
 
     def _code(self, manifest: dict[str, Any], old: dict[str, Any] | None) -> None:
         """Write codes of the parts that have none, by the training of the old index or by one of their own."""
@@ -191,12 +191,13 @@ class Building:
             if codes is None:
                 lists = lists_for(len(vectors))
                 say(f"index: training {lists:,} lists for {len(vectors):,} {kind}")
-                sample = sample_of(vectors.parts, SAMPLE_PER_LIST * lists, self.config.seed)
-                codes = Codes.train(sample, manifest["kind"], lists, self.config.seed)
+                rng = np.random.default_rng(self.config.seed)
+                chosen = np.sort(rng.permutation(len(vectors))[: SAMPLE_PER_LIST * lists])
+                codes = Codes.train(vectors.rows(chosen), manifest["kind"], lists, self.config.seed)
                 manifest["trained"] = manifest["trained"] | {kind: self.id}
                 self._write(f"{self.id}.{kind}.projection.npy", array_bytes(codes.projection))
-            for part, stored in list(zip(manifest["parts"], vectors.parts, strict=True))[first:]:
-                self._write(f"{part['name']}.{kind}.codes", codes.of(np.asarray(stored, np.float32)).to_bytes())
+            for part, rows in list(zip(manifest["parts"], vectors.parts, strict=True))[first:]:
+                self._write(f"{part['name']}.{kind}.codes", codes.of(floats(rows)).to_bytes())
 
     def _measure(self, manifest: dict[str, Any]) -> None:
         """Choose how far to look, and measure what is found.
