@@ -159,6 +159,21 @@ class AuditConfig(StageConfig):
     """Tiles that one actor hashes at a time."""
 
 
+class DuplicatesConfig(StageConfig):
+    """Mark tiles that are the same picture as an earlier one, or nearly so (table `duplicates`).
+
+    The first tile in the order of the plan is the one that stays. Tiles that show the same ground in two scenes are
+    copies only where the picture is the same.
+    """
+
+    reach: int = Field(default=4, ge=0, le=15)
+    """Bits of 63 in which the perceptual hashes of near-copies may differ."""
+    turned: bool = True
+    """Find near-copies in any of the eight rotations and flips; with --no-turned as they lie."""
+    batch_tiles: PositiveInt = 256
+    """Tiles that one actor hashes at a time."""
+
+
 class ExportConfig(ArchiveConfig):
     """Write the segments of an archive as GeoParquet polygons, a file per reference system.
 
