@@ -30,7 +30,9 @@ def write_tar(path: Path, members: dict[str, bytes | str | dict] | list[tuple[st
             if isinstance(value, tarfile.TarInfo):
                 tar.addfile(value)
                 continue
-            data = value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
+            data = (
+                value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
+            )
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -110,7 +112,10 @@ def test_tars_of_one_name_are_refused_as_their_tiles_would_be(tmp_path: Path):
         ([("bad.png", picture(1)), ("bad.png", picture(2))], "bad.png stands in its tar twice"),
         ({"bad.png": picture(1), "bad.json": "{"}, "bad.json is not JSON"),
         ({"bad.png": picture(1), "bad.json": "[1]"}, "bad.json is no JSON object"),
-        ({"bad.png": picture(1), "bad.json": {"bounds": [1, 2]}}, "bad.json: bounds must be [west, south, east, north]"),
+        (
+            {"bad.png": picture(1), "bad.json": {"bounds": [1, 2]}},
+            "bad.json: bounds must be [west, south, east, north]",
+        ),
         ({"bad.png": picture(1), "bad.json": {"caption": 7}}, "bad.json: captions must be a list of strings"),
         ({"bad.png": picture(1), "bad.json": {"split": "tset"}}, "bad.json: split 'tset' is none of"),
         ({"bad.png": picture(1), "bad.txt": b"\xff\xfe\xfa"}, "bad.txt is not UTF-8"),
@@ -147,7 +152,9 @@ def test_a_tar_cut_short_anywhere_is_refused_before_any_work(tmp_path: Path):
     ends = [1, 300, 700, 1024, 1100, 1536, 2048, 2100, 3072]  # in headers, in images, between members, at the end mark
     for end in ends:
         (tmp_path / "cut.tar").write_bytes(whole[:end])
-        with pytest.raises(ConfigError, match=r"(is no tar|cut short or broken after \d.png) \(.*\); fetch it again") as caught:
+        with pytest.raises(
+            ConfigError, match=r"(is no tar|cut short or broken after \d.png) \(.*\); fetch it again"
+        ) as caught:
             plan(tmp_path / "cut.tar")
         assert "\n" not in str(caught.value)
     broken = bytearray(whole)
