@@ -150,3 +150,11 @@ def test_few_tiles_are_compared_with_each_of_many(monkeypatch: pytest.MonkeyPatc
     hashes = np.random.default_rng(0).integers(0, 2**63, (20_000, 8), dtype=np.uint64)
     near_duplicates(hashes[:, 0], hashes, 4)
     assert sum(compared) < 100 * len(hashes)  # of 160,000 each
+
+
+def test_a_tile_that_is_near_only_to_a_copy_stays():
+    start = np.uint64(0x0F0F_1234_5678_9ABC)
+    hashes = np.array([[start], [start ^ np.uint64(3)], [start ^ np.uint64(15)], [start ^ np.uint64(15)]])
+    found = copies(np.array([b"a", b"b", b"c", b"d"]), hashes, np.ones(4, bool), 2)
+    assert found.of.tolist() == [-1, 0, -1, 2]
+    assert found.distance.tolist() == [0, 2, 0, 0]

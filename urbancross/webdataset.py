@@ -134,7 +134,7 @@ def members(file: Any, tar: Path) -> Iterator[Member]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (info := archive.next()) is not None:
-                archive.members.clear()  # it would keep a million of them
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep a million of them
                 member = _member(info, tar)
                 if info.isreg() and member.offset + member.size > whole:
                     raise tarfile.ReadError(f"{member.name} ends behind it")

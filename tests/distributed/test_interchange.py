@@ -103,7 +103,7 @@ def test_copies_are_marked_whatever_the_number_of_workers_and_where_a_scene_over
 
 @pytest.fixture(scope="module")
 def placed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 tiles in a strip along the equator, in the order of their places, one across the antimeridian, one nowhere."""
+    """600 tiles along the equator, in the order of their places, one across the antimeridian, one nowhere."""
     home = tmp_path_factory.mktemp("placed")
     data = picture(3)
     members: dict[str, Any] = {}
