@@ -16,7 +16,7 @@ import pytest
 import shapely
 from pystac.extensions.table import TableExtension
 
-from urbancross import catalog, cli, schemas, storage, tiles
+from urbancross import catalog, cli, schemas, storage, tables, tiles
 from urbancross.config import ExportConfig
 from urbancross.distributed.ingest import geoparquet
 from urbancross.errors import ConfigError
@@ -219,3 +219,19 @@ def test_what_an_s3_archive_holds_is_told_by_address(tmp_path: Path):
 def test_flags_that_do_not_go_together_are_named(settings: dict[str, Any], wanted: str):
     with pytest.raises(ValueError, match=wanted):
         ExportConfig(archive="a", out="b", **settings)
+
+
+def test_tiles_of_an_earlier_version_get_their_boxes_from_their_bounds(archive: Path, tmp_path: Path):
+    export(archive, tmp_path / "now")
+    for name in storage.shards(archive / "tiles"):
+        shard = storage.read_shard(archive / "tiles" / name)
+        (archive / "tiles" / name).unlink()
+        storage.publish_shard(archive / "tiles" / name, shard.drop_columns(["bbox"]))
+    export(archive, tmp_path / "then")
+    boxes = [pq.read_table(tmp_path / out / "items.parquet")["bbox"].to_pylist() for out in ("now", "then")]
+    assert boxes[0] == boxes[1]
+    name = storage.shards(archive / "tiles")[0]
+    alone = tables.read_rows(archive, "tiles", name, ["tile_id", "bbox"])  # bounds were not asked for
+    assert alone.column_names == ["tile_id", "bbox"]
+    assert alone["bbox"][1].as_py() == {"xmin": 179.5, "ymin": -18.0, "xmax": -179.5, "ymax": -17.0}
+    assert tables.read_rows(archive, "tiles", name).column("bbox").null_count == 0
