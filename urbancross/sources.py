@@ -1,4 +1,4 @@
-"""What a source holds, as rows of the plan: captioned sets in three dialects, and folders of GeoTIFF scenes."""
+"""What a source holds, as rows of the plan: captioned sets in three dialects, WebDataset tars, and GeoTIFF scenes."""
 
 import csv
 import json
@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from urbancross import storage
+from urbancross import storage, webdataset
 from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.globe import are_bounds
 from urbancross.scenes.tiling import Reader, Tiling
 from urbancross.splits import Shares, assign
 
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test", "restval": "train"}
-KNOWN = "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, or a folder of GeoTIFF scenes (*.tif)"
+KNOWN = (
+    "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, WebDataset tars (a folder, one .tar, or "
+    "set-{00000..00012}.tar), or a folder of GeoTIFF scenes (*.tif)"
+)
 
 Row = dict[str, Any]
 
@@ -36,9 +39,13 @@ def plan(
     if not _is_text(domain):
         raise ConfigError(f"--domain {_printable(domain)}: not UTF-8; give another name")
     path = storage.local(source)
-    if not path.exists():
+    captioned = (path / "captions.jsonl").is_file()
+    tars = None if captioned else webdataset.tars(source, path)
+    if tars is None and not path.exists():
         raise ConfigError(f"--source {source}: no such file or folder; give {KNOWN}")
-    if path.is_dir() and not (path / "captions.jsonl").is_file():
+    if tars is not None:
+        rows, place = _samples(source, tars, domain), "place"
+    elif path.is_dir() and not captioned:
         rows, place = _scenes(path, domain, tiling), "place"
     else:
         rows, place = _captioned(path / "captions.jsonl" if path.is_dir() else path, images, domain), "tile_id"
@@ -102,15 +109,19 @@ def _jsonl(file: Path) -> Iterator[Row]:
                 raise ConfigError(f"{where}: not JSON ({error}); mend or remove the line") from None
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
                 raise ConfigError(f'{where}: want {{"image": "path", "captions": ["..."]}}; mend or remove the line')
-            yield {
-                "tile_id": _inside(entry["image"], where),
-                "captions": _texts(entry.get("captions"), where),
-                "split": _split(entry.get("split"), where),
-                "bounds": _bounds(entry.get("bounds"), where),
-                "crs": _text(entry.get("crs"), "crs", where),
-                "gsd_m": _number(entry.get("gsd_m"), where),
-                "datetime": _text(entry.get("datetime"), "datetime", where),
-            }
+            yield {"tile_id": _inside(entry["image"], where), **_facts(entry, where)}
+
+
+def _facts(entry: Row, where: str) -> Row:
+    """What an entry of captions.jsonl, or a sample's JSON, says of its image."""
+    return {
+        "captions": _texts(entry.get("captions"), where),
+        "split": _split(entry.get("split"), where),
+        "bounds": _bounds(entry.get("bounds"), where),
+        "crs": _text(entry.get("crs"), "crs", where),
+        "gsd_m": _number(entry.get("gsd_m"), where),
+        "datetime": _text(entry.get("datetime"), "datetime", where),
+    }
 
 
 def _karpathy(file: Path) -> Iterator[Row]:
@@ -145,6 +156,14 @@ def _skyscript(file: Path) -> Iterator[Row]:
                 "captions": texts,
                 "split": _split(entry.get("split"), where),
             }
+
+
+def _samples(source: str, tars: list[Path], domain: str) -> list[Row]:
+    rows = [row for tar in tars for row in webdataset.samples(tar, _facts, domain)]
+    if all(row["failure"] is not None for row in rows):
+        why = f"of {rows[0]['tile_id']}: {rows[0]['failure'].partition(':')[2]}" if rows else "there is none"
+        raise ConfigError(f"--source {source}: no sample can be used, {why}; give {KNOWN}")
+    return rows
 
 
 def _scenes(folder: Path, domain: str, tiling: Tiling) -> list[Row]:

@@ -10,11 +10,13 @@ from urbancross.config.base import Split, StageConfig, Variant
 class IngestConfig(StageConfig):
     """Read a set of images or scenes into the archive's tables `tiles` and, where it has captions, `captions@given`.
 
-    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, or a folder of GeoTIFFs.
+    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, WebDataset tars, or a folder
+    of GeoTIFFs.
     """
 
     source: str
-    """A folder with captions.jsonl; a dataset_*.json or *.csv file; or a folder of GeoTIFF scenes (*.tif)."""
+    """A folder with captions.jsonl; a dataset_*.json or *.csv file; WebDataset tars: a folder of *.tar, one, or
+    set-{00000..00012}.tar; or a folder of GeoTIFF scenes (*.tif)."""
     domain: str
     """Name of the country or region, stored with every tile."""
     images: str | None = None
