@@ -65,9 +65,8 @@ def main() -> None:
             taken[kind] = best(queries[asked == kind], stored[kinds != kind])
     absent = np.concatenate(list(taken.values()))
     print(f"{len(stored):,} tiles, {len(texts):,} texts of {len(taken)} classes, {archive.model.name}")
-    print(
-        "| judged by | wrong: class is there | right: class taken out | right: of nothing a satellite sees |\n|---|---|---|---|"
-    )
+    heads = ("judged by", "wrong: class is there", "right: class taken out", "right: of nothing a satellite sees")
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for name, count in (("ten", TILES), ("one", 1)):
         calibration = Calibration.of(present[:, :count])
         assert calibration is not None

@@ -56,6 +56,8 @@ class IndexConfig(ArchiveConfig):
     """Tiles below which every vector is compared."""
     segments: bool = True
     """Take in the embeddings of segments by the same checkpoint, where there are."""
+    copies: bool = True
+    """Take in tiles that are copies of others, too; --no-copies leaves out what `duplicates` has found."""
     min_recall: float = Field(default=0.95, ge=0, le=1)
     """Share of the ten best tiles of exact search that the index has to find, of every kind of query."""
     queries: int = Field(default=400, ge=20)

@@ -54,6 +54,9 @@ class Building:
         self.place, self.table = archive.place, archive.table
         self.segments = archive.segments if config.segments else None
         self.names = storage.shards(self.place / self.table)
+        if not config.copies:
+            tables.require_shards(self.place, "duplicates")
+            tables.check_source(self.place, "duplicates", ["copy_of"], self.names)
         self.id = uuid.uuid4().hex[:8]
 
     def made(self, held: lease.Lease) -> Balance:
@@ -70,6 +73,7 @@ class Building:
             "embeddings": self.table,
             "checkpoint": self.archive.model.fingerprint,
             "segments": self.segments,
+            "copies": self.config.copies,
         }
         published = storage.json_or_none(self.folder / MANIFEST, "index")
         old = None if self.config.rebuild else read_manifest(self.folder)
@@ -78,10 +82,11 @@ class Building:
             old = None
         known = {name for part in old["parts"] for name in part["shards"]} if old else set()
         new = [name for name in self.names if name not in known]
-        failed = sum(rows - done for done, rows in counts.values())  # and so skipped here
+        read = sum(rows for _, rows in counts.values())
+        before = sum(part["rows"] for part in old["parts"]) if old else 0
         if old and not new:
-            return Balance(total + failed, 0, total, failed)
-        manifest = wanted | {"parts": [*(old["parts"] if old else []), *self._parts(new, counts)]}
+            return Balance(read, 0, before, read - before)
+        manifest: dict[str, Any] = wanted | {"parts": [*(old["parts"] if old else []), *self._parts(new, counts)]}
         manifest |= {"width": self.archive.encoder.vector_width, "made_with": _versions(), "seed": self.config.seed}
         manifest |= {key: (old or {}).get(key, value) for key, value in (("trained", {}), ("trained_with", total))}
         manifest |= {"probes": 0, "rerank": 0}
@@ -96,8 +101,8 @@ class Building:
         hit("index.before-manifest")
         storage.write_json(self.folder / MANIFEST, manifest)
         self._sweep(manifest)
-        before = sum(part["rows"] for part in old["parts"]) if old else 0
-        return Balance(total + failed, total - before, before, failed)
+        held_now = sum(part["rows"] for part in manifest["parts"])
+        return Balance(read, held_now - before, before, read - held_now)
 
     def _counts(self) -> dict[str, tuple[int, int]]:
         """Of each shard, its vectors and its rows.
@@ -154,6 +159,9 @@ class Building:
         for number, name in enumerate(names):
             told = storage.read_shard(self.place / self.table / name, ["tile_id", "vector", "failure"])
             done = pc.is_null(told["failure"])
+            if not self.config.copies:
+                beside = tables.read_aligned(self.place, {self.table: [], "duplicates": ["copy_of"]}, name)
+                done = pc.and_(done, pc.is_null(beside["duplicates"]["copy_of"]))
             facts = facts_of(self.place, [name], [number])
             if not facts["tile_id"].combine_chunks().equals(told["tile_id"].combine_chunks()):
                 raise SchemaError(f"{self.place / self.table / name} does not hold the tiles of tiles/{name}")
