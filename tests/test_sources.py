@@ -183,7 +183,7 @@ def test_an_empty_set_is_refused_in_every_dialect(tmp_path, name):
         ("set.csv", b"path,title\na.jpg,x\n", "want columns filepath and title, found"),
         ("set.csv", b"", "want columns filepath and title, found None"),
         ("set.csv", b"filepath,title\na.jpg," + b"x" * 200_000, "not CSV"),
-        ("set.parquet", b"PAR1", "unknown kind .parquet; give a folder with captions"),
+        ("set.arrow", b"ARROW1", "unknown kind .arrow; give a folder with captions"),
         ("README", b"", "unknown kind of file"),
     ],
 )

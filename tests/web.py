@@ -143,6 +143,17 @@ class Handler(BaseHTTPRequestHandler):
                 more = [{"rel": "next", "href": f"{root}/search", "method": "POST", "body": {**body, "token": token}}]
             page = found[first : first + self.server.page]
             self.tell({"type": "FeatureCollection", "features": page, "links": more})
+        elif path.partition("/")[0] == "collections":
+            made = {"type": "Collection", "stac_version": "1.0.0", "description": "", "license": "other", "links": []}
+            made |= {"extent": {"spatial": {"bbox": [[0, 0, 1, 1]]}, "temporal": {"interval": [[None, None]]}}}
+            known = [made | {"id": name} for name in sorted({item["collection"] for item in self.server.items})]
+            wanted = path.partition("/")[2]
+            if not wanted:
+                self.tell({"collections": known, "links": []})
+            elif found := [each for each in known if each["id"] == wanted]:
+                self.tell(found[0])
+            else:
+                self.send(404, b'{"detail": "not found"}')
         else:
             self.send(404, b'{"detail": "not found"}')
 

@@ -59,6 +59,27 @@ def version_of(source: str, web: Web, patience: Patience) -> str | None:
 
 
 @dataclass(frozen=True)
+class Scene:
+    """One scene of a source.
+
+    Attributes:
+        name: what its tiles' ids begin with.
+        source: a path or href; three with `BETWEEN` between them are red, green and blue.
+        datetime: ISO 8601, where the source says it; else its file may.
+        problem: why it cannot be used, known without looking.
+    """
+
+    name: str
+    source: str
+    datetime: str | None = None
+    problem: str | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        return any(map(is_remote, files_of(self.source)))
+
+
+@dataclass(frozen=True)
 class Raster:
     """A dataset of rasterio's, and why a file under it could not be read, once it could not."""
 
