@@ -278,7 +278,7 @@ def test_remote_scenes_are_planned_in_order_and_one_that_is_gone_is_a_failed_row
     rows = rows_of(f"{api.url}/stac", access=Access(20))
     names = [row["tile_id"].split("/")[1] for row in rows]
     assert names == sorted(names)
-    assert [row["failure"] for row in rows if row["failure"]] == [f"failed:{api.url}/files/gone.tif: 404 not found"]
+    assert [row["failure"] for row in rows if row["failure"]] == [f"failed:not found (404): {api.url}/files/gone.tif"]
 
 
 def test_stac_that_nothing_was_asked_of_leaves_other_sources_alone(folder: Path):

@@ -100,7 +100,7 @@ def test_bands_in_files_of_their_own_are_one_scene(server: Web, folder: Path):
         tiles_of(there.replace("B02", "no"))
     server.fault("404", "B02")
     remote.web_of.cache_clear()
-    with pytest.raises(TileError, match="B02.tif: 404 not found"):
+    with pytest.raises(TileError, match=r"not found \(404\): http.*/B02.tif"):
         tiles_of(there)
 
 
@@ -131,19 +131,19 @@ def test_a_signature_is_not_used_once_it_is_about_to_expire(server: Web):
 def test_a_refusal_that_no_signature_mends_fails_at_once(server: Web):
     href = f"{server.url}/files/scene.tif"
     server.signed = SECRET
-    with pytest.raises(TileError, match="scene.tif: 403 forbidden$"):
+    with pytest.raises(TileError, match=r"^forbidden \(403\): http.*/scene.tif$"):
         tiles_of(href)
     server.fault("403", times=100)
-    with pytest.raises(TileError, match="scene.tif: 403 forbidden$"):
+    with pytest.raises(TileError, match=r"^forbidden \(403\): http.*/scene.tif$"):
         tiles_of(href, Access(5, f"{server.url}/sign?href={{href}}"))
     assert (server.count("GET /files/"), server.count("/sign?")) == (3, 2)  # once as it is; signed, and signed anew
     server.rules.clear()
     server.signed = None
-    with pytest.raises(TileError, match="gone.tif: 404 not found$"):
+    with pytest.raises(TileError, match=r"^not found \(404\): http.*/gone.tif$"):
         tiles_of(f"{server.url}/files/gone.tif")
     assert server.count("gone.tif") == 1
     for sign in ("/stac", "/files/no.tif", "/nowhere"):
-        with pytest.raises(TileError, match="--sign-url: ") as told:
+        with pytest.raises(TileError, match=r"no signature \(.*scene.tif") as told:
             tiles_of(href, Access(5, f"{server.url}{sign}?href={{href}}"))
         assert SECRET not in str(told.value)
 
@@ -158,7 +158,7 @@ def test_a_dead_server_takes_one_tiles_patience_and_then_only_one_question_a_til
     asked = []
     for row in planned[20:24]:
         before = server.count("GET")
-        with pytest.raises(Away, match=r"scene.tif: 503 service unavailable, asked \d+ times; urbancross retry asks"):
+        with pytest.raises(Away, match=r"service unavailable \(503\): .*scene.tif, asked \d+ times; urbancross retry"):
             reader.read(row)
         asked.append(server.count("GET") - before)
     assert asked[0] > 3
@@ -170,7 +170,7 @@ def test_a_dead_server_takes_one_tiles_patience_and_then_only_one_question_a_til
     server.server_close()
     for connections in reader.scenes.web.session.adapters.values():
         connections.close()
-    with pytest.raises(Away, match="scene.tif: no connection, asked"):
+    with pytest.raises(Away, match="no connection: http.*/scene.tif, asked"):
         reader.read(planned[35])
 
 
@@ -194,7 +194,7 @@ def test_a_scene_that_changes_while_it_is_read_is_told(server: Web, folder: Path
 
 
 def test_a_server_without_ranges_or_marks_is_told_or_served(server: Web, folder: Path):
-    with pytest.raises(TileError, match="stac: the server does not give ranges of files; download them first"):
+    with pytest.raises(TileError, match="the server does not give ranges of files; download them first: http.*/stac"):
         Scenes().web.ranges(f"{server.url}/stac", [(5, 9)], Patience(1))
     server.etags = False
     assert tiles_of(f"{server.url}/files/scene.tif")
@@ -220,8 +220,8 @@ def test_scenes_in_a_bucket_are_read_with_the_environments_credentials(
     assert all((a == b).all() for a, b in zip(here, there, strict=True))
     remote.web_of.cache_clear()
     s3_proxy.fault("denied", "GET", "scene.tif", times=100)
-    with pytest.raises(TileError, match=r"scene.tif: the credentials in the environment were refused \(AccessDenied\)"):
+    with pytest.raises(TileError, match=r"^the credentials in the environment were refused \(AccessDenied\): s3:"):
         tiles_of(href)
-    with pytest.raises(TileError, match="gone.tif: NoSuchKey"):
+    with pytest.raises(TileError, match="NoSuchKey: s3:.*/gone.tif"):
         tiles_of(f"{bucket}/gone.tif")
     s3._reader.cache_clear()

@@ -147,14 +147,14 @@ class Web:
                         self._forget(href, used)
                         continue
                     if not fault.passing:
-                        raise TileError(f"{_shown(href)}: {fault}") from None
+                        raise TileError(f"{fault}: {_shown(href)}") from None
                     wait_s = min(FIRST_WAIT_S * 2**tries, LONGEST_WAIT_S) * random.uniform(0.5, 1)
                     wait_s, tries = max(wait_s, fault.wait_s), tries + 1
                     spent[number] += time.monotonic() - began
                     if spent[number] + wait_s > allowed_s:
                         self.tired.add(host)
                         raise Away(
-                            f"{_shown(href)}: {fault}, asked {tries} times; urbancross retry asks again"
+                            f"{fault}: {_shown(href)}, asked {tries} times; urbancross retry asks again"
                         ) from None
                     time.sleep(wait_s)
                     spent[number] += wait_s
@@ -187,7 +187,7 @@ class Web:
         try:
             with self.session.get(url, headers=headers, timeout=TIMEOUT_S, stream=True) as answer:
                 if answer.status_code >= 400:
-                    told = f"{answer.status_code} {_reason(answer.status_code)}"
+                    told = f"{_reason(answer.status_code)} ({answer.status_code})"
                     wait = answer.headers.get("Retry-After", "")
                     wait_s = float(wait) if wait.isdigit() else 0.0
                     raise Fault(told, answer.status_code in PASSING, answer.status_code, wait_s)
@@ -224,7 +224,7 @@ class Web:
         try:
             told = self._get(self.access.sign_url.replace("{href}", quote(href, safe="")), {}, SIGNED_BYTES)[2]
         except Fault as fault:
-            raise Fault(f"--sign-url: {fault}", fault.passing, wait_s=fault.wait_s) from None
+            raise Fault(f"no signature ({fault})", fault.passing, wait_s=fault.wait_s) from None
         url, until = _signed(told)
         with self.lock:
             self.signed[href] = url, until
@@ -255,7 +255,7 @@ def _signed(answer: bytes) -> tuple[str, float]:
         expiry = told.get("msft:expiry") or told.get("expiry")
         until = datetime.fromisoformat(expiry).timestamp() - BEFORE_EXPIRY_S if expiry else float("inf")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise Fault('--sign-url: want {"href": "https://...", "msft:expiry": "..."}', passing=False) from None
+        raise Fault('no signature (--sign-url wants {"href": "https://...", "msft:expiry": "..."})', False) from None
     return url, until
 
 
@@ -271,4 +271,4 @@ def _shown(href: str) -> str:
 
 
 def _reason(status: int) -> str:
-    return requests.status_codes._codes.get(status, ("",))[0].replace("_", " ")
+    return requests.status_codes._codes.get(status, ("refused",))[0].replace("_", " ")
