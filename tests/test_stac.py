@@ -237,7 +237,7 @@ def test_what_is_no_stac_is_told_in_one_line(api: Web, folder: Path):
     )
 
 
-def test_a_signature_in_an_href_is_refused_or_left_out(api: Web, folder: Path):
+def test_a_signature_in_an_href_is_refused_or_left_out(api: Web, folder: Path, caplog: pytest.LogCaptureFixture):
     told = item("a", 1, f"{api.url}/files/a.tif?sig={SECRET}&v=2&se=2024")
     source = write(folder / "signed.json", told)
     with pytest.raises(
@@ -249,6 +249,7 @@ def test_a_signature_in_an_href_is_refused_or_left_out(api: Web, folder: Path):
     access = Access(1, f"{api.url}/sign?href={{href}}")
     told["assets"]["data"]["href"] = f"{api.url}/files/a.tif?sig={SECRET}"
     rows = rows_of(write(folder / "signed.json", told), Asked(signed=True), access)
+    assert caplog.messages == ["1 URLs held a signature (sig), which the plan does not keep"]
     assert {row["source"] for row in rows} == {f"{api.url}/files/a.tif"}
     assert SECRET not in repr(rows)
     assert "another" not in repr(rows)

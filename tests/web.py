@@ -53,7 +53,8 @@ class Web(ThreadingHTTPServer):
         """Spoil requests: `times` of them, after the first `after` ones, and of those every so manyth.
 
         Args:
-            kind: a status such as `503`, `reset` (hang up) or `cut` (hang up half-way through the body).
+            kind: a status such as `503`, `reset` (hang up), `cut` (hang up half-way through the body) or `short` (send
+                half of a range as if it were all).
         """
         met = spoilt = 0
 
@@ -92,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         parts, query = urlsplit(self.path), parse_qs(urlsplit(self.path).query)
         if fault == "reset":
             self.hang_up()
-        elif fault not in (None, "cut"):
+        elif fault not in (None, "cut", "short"):
             self.send(int(fault or 0), b"no " + SECRET.encode())
         elif parts.path == "/sign":
             until = datetime.now(UTC) + timedelta(seconds=self.server.valid_s)
@@ -100,11 +101,11 @@ class Handler(BaseHTTPRequestHandler):
         elif parts.path.startswith("/stac"):
             self.stac(parts.path.removeprefix("/stac").strip("/"), body)
         else:
-            self.file(parts.path.removeprefix("/files/"), query.get("sig", [None])[0], cut=fault == "cut")
+            self.file(parts.path.removeprefix("/files/"), query.get("sig", [None])[0], fault)
 
     do_POST = do_HEAD = do_GET  # noqa: N815
 
-    def file(self, name: str, signature: str | None, cut: bool) -> None:
+    def file(self, name: str, signature: str | None, fault: str | None) -> None:
         path = self.server.folder / name
         if self.server.signed is not None and signature != self.server.signed:
             self.send(403, b"expired")
@@ -120,7 +121,8 @@ class Handler(BaseHTTPRequestHandler):
             headers["ETag"] = f'"{told.st_mtime_ns:x}-{len(data):x}"'
         with self.server.lock:
             self.server.bytes_sent += stop - start
-        self.send(206, data[start:stop], headers, cut)
+        sent = data[start : (start + stop) // 2] if fault == "short" else data[start:stop]
+        self.send(206, sent, headers, cut=fault == "cut")
 
     def stac(self, path: str, body: dict[str, Any]) -> None:
         root = f"{self.server.url}/stac"

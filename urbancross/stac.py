@@ -1,6 +1,7 @@
 """STAC as scenes: items of local JSON, of an API and of stac-geoparquet, each with its raster that is to be cut."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from urbancross.errors import ConfigError, TileError
 from urbancross.globe import meets
 from urbancross.scenes.rasters import BETWEEN, Scene
 from urbancross.tiles import parse_bbox
+
+log = logging.getLogger(__name__)
 
 KINDS = {"Feature", "FeatureCollection", "Collection", "Catalog"}
 TABLES = {".parquet", ".geoparquet"}
@@ -104,11 +107,18 @@ def scenes(source: str, asked: Asked) -> list[Scene] | None:
         found = list(islice(_chosen(read, asked), asked.max_items))
     if not found:
         raise ConfigError(f"--source {source}: no item is as asked for; check {', '.join(asked.flags) or 'the source'}")
-    return [_scene(item, asked) for item in sorted(found, key=lambda item: item.name)]
+    stripped: list[str] = []
+    chosen = [_scene(item, asked, stripped) for item in sorted(found, key=lambda item: item.name)]
+    if stripped:
+        log.warning("%s URLs held a signature (%s), which the plan does not keep", len(stripped), stripped[0])
+    return chosen
 
 
-def _scene(item: Item, asked: Asked) -> Scene:
+def _scene(item: Item, asked: Asked, stripped: list[str]) -> Scene:
     """
+    Args:
+        stripped: takes the name of a parameter that was left out of a URL.
+
     Raises:
         ConfigError: several assets may be meant, or one's URL holds a secret.
     """
@@ -128,6 +138,7 @@ def _scene(item: Item, asked: Asked) -> Scene:
                 f"item {item.name}: the URL of its asset holds a credential ({', '.join(secrets)}), which would be "
                 "kept; give --sign-url, by which URLs are signed when they are read, or a source without signatures"
             )
+        stripped += secrets[:1]
         found.append(path or hrefs.bare(href))
     return Scene(item.name, BETWEEN.join(found), item.when[0])
 

@@ -5,6 +5,7 @@ Nothing here tells what an exception of a library says, for that may repeat a si
 
 import functools
 import json
+import logging
 import random
 import threading
 import time
@@ -95,6 +96,8 @@ class Web:
         self.heads, self.signed = OrderedDict[str, Answer](), OrderedDict[str, tuple[str, float]]()
         self.tired: set[str] = set()  # hosts that used up a tile's patience and have not answered since
         self.lock, self.pool = threading.Lock(), ThreadPoolExecutor(PARALLEL, "ranges")
+        if access.sign_url:  # with DEBUG urllib3 logs every URL that it asks for
+            logging.getLogger("urllib3").setLevel(logging.INFO)
 
     def head(self, href: str, patience: Patience) -> Answer:
         """The first bytes of a file, its size and its version.
