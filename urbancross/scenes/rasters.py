@@ -4,10 +4,12 @@ What is not a plain file here is handed to GDAL through Python, so that GDAL ask
 failed answer for good, and tell signed URLs in its errors.
 """
 
+import atexit
 import io
 import itertools
 import os
 import re
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -31,6 +33,7 @@ BETWEEN = "\n"  # hrefs of a scene whose red, green and blue are files of their 
 GDAL_TYPES = {"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32",
               "int32": "Int32", "float32": "Float32", "float64": "Float64"}  # fmt: skip
 NUMBERS = itertools.count()
+OPEN: "weakref.WeakSet[Raster]" = weakref.WeakSet()
 
 
 def files_of(source: str) -> list[str]:
@@ -79,12 +82,16 @@ class Scene:
         return any(map(is_remote, files_of(self.source)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Raster:
     """A dataset of rasterio's, and why a file under it could not be read, once it could not."""
 
     dataset: Any
     files: "Files | None" = None
+
+    def __post_init__(self) -> None:
+        if self.files is not None:
+            OPEN.add(self)
 
     def check(self) -> None:
         """
@@ -96,6 +103,13 @@ class Raster:
 
     def close(self) -> None:
         self.dataset.close()
+
+
+@atexit.register
+def close_all() -> None:
+    """What is read through Python has to be closed while there is Python: GDAL would call it later, and crash."""
+    for raster in list(OPEN):
+        raster.close()
 
 
 def opened(source: str, web: Web, patience: Patience, **options: Any) -> Raster:

@@ -26,6 +26,7 @@ from urbancross.stores import s3
 
 HEAD_BYTES = 64 << 10  # asked for first: the header of most scenes, the whole of small ones
 PARALLEL = 8  # ranges of a scene on their way at once
+KEPT_BYTES = 32 << 20  # of ranges: GDAL asks for the same again where a square of one row lies beside the scene
 HEADS, SIGNED = 64, 1024  # scenes whose heads, and URLs whose signatures, a process remembers
 TIMEOUT_S = (10, 60)  # to connect, and between two pieces of an answer
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
@@ -94,6 +95,7 @@ class Web:
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(pool_connections=16, pool_maxsize=2 * PARALLEL))
         self.heads, self.signed = OrderedDict[str, Answer](), OrderedDict[str, tuple[str, float]]()
+        self.kept = OrderedDict[tuple[str, int, int], bytes]()
         self.tired: set[str] = set()  # hosts that used up a tile's patience and have not answered since
         self.lock, self.pool = threading.Lock(), ThreadPoolExecutor(PARALLEL, "ranges")
         if access.sign_url:  # with DEBUG urllib3 logs every URL that it asks for
@@ -122,12 +124,21 @@ class Web:
             TileError: as `head`, or the file changed.
         """
         first = self.head(href, patience)
-        found = self._patiently(href, wanted, patience)
-        if any((each.size, each.version) != (first.size, first.version) for each in found):
+        with self.lock:
+            here = {each: self.kept[href, *each] for each in wanted if (href, *each) in self.kept}
+        absent = [each for each in wanted if each not in here]
+        found = dict(zip(absent, self._patiently(href, absent, patience), strict=True)) if absent else {}
+        if any((each.size, each.version) != (first.size, first.version) for each in found.values()):
             with self.lock:
                 self.heads.pop(href, None)
+                for key in [key for key in self.kept if key[0] == href]:
+                    del self.kept[key]
             raise TileError("the file changed while it was read; urbancross retry takes it as it is now")
-        return [each.data for each in found]
+        with self.lock:
+            self.kept |= {(href, *span): each.data for span, each in found.items()}
+            while sum(map(len, self.kept.values())) > KEPT_BYTES:
+                self.kept.popitem(last=False)
+        return [here[each] if each in here else found[each].data for each in wanted]
 
     def _patiently(self, href: str, wanted: Sequence[tuple[int, int]], patience: Patience) -> list[Answer]:
         host = urlsplit(href).netloc
