@@ -7,7 +7,11 @@ import pyarrow as pa
 import pytest
 
 from urbancross import schemas, search, storage, tables
+from urbancross.archive import Answer
 from urbancross.errors import ConfigError, SchemaError
+from urbancross.evidence import Evidence, Hit
+from urbancross.index import exact
+from urbancross.index.facts import Filters
 
 WIDTH = 4
 
@@ -39,6 +43,13 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def best(archive: Path, query: np.ndarray, top: int, table: str = "embeddings@m", **asked) -> list[Hit]:
+    """The best tiles, with their evidence."""
+    segments, weight = asked.pop("segments", None), asked.pop("segment_weight", 0.0)
+    found = exact.best(archive, table, query, top, Filters(**asked), segments, weight).found
+    return Evidence(archive, segments).hits(found, query)
+
+
 def brute_force(archive: Path, query: np.ndarray) -> list[str]:
     rows = [
         r
@@ -54,35 +65,33 @@ QUERY = np.array([1, 0.5, -0.2, 0.1], np.float32)
 
 
 def test_the_best_tiles_are_those_of_brute_force_in_order(archive: Path):
-    hits = search.best(archive, "embeddings@m", QUERY, top=6)
+    hits = best(archive, QUERY, 6)
     assert [hit.tile_id for hit in hits] == brute_force(archive, QUERY)[:6]
     assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5, 6]
     assert hits[0].captions == [f"caption {hits[0].tile_id[1:]}"]
 
 
 def test_a_failed_tile_is_never_found_and_asking_for_all_returns_the_rest(archive: Path):
-    hits = search.best(archive, "embeddings@m", QUERY, top=100)
+    hits = best(archive, QUERY, top=100)
     assert len(hits) == 14
     assert "t7" not in {hit.tile_id for hit in hits}
 
 
 def test_filters_by_split_and_by_place(archive: Path):
-    assert {hit.tile_id for hit in search.best(archive, "embeddings@m", QUERY, 100, split="test")} == {
-        f"t{k}" for k in (1, 3, 5, 9, 11, 13)
-    }
+    assert {hit.tile_id for hit in best(archive, QUERY, 100, split="test")} == {f"t{k}" for k in (1, 3, 5, 9, 11, 13)}
     for south, north in ((0.2, 0.3), (-1, 0.1), (0.9, 2), (-1, 2)):  # within the tiles, below, above, around them
-        found = search.best(archive, "embeddings@m", QUERY, 100, bbox=(3.2, south, 5.1, north))
+        found = best(archive, QUERY, 100, bbox=(3.2, south, 5.1, north))
         assert {hit.tile_id for hit in found} == {"t3", "t4", "t5"}
-    assert search.best(archive, "embeddings@m", QUERY, 100, bbox=(3, -2, 4, -1)) == []
-    assert search.best(archive, "embeddings@m", QUERY, 100, bbox=(3, 2, 4, 3)) == []
-    assert search.best(archive, "embeddings@m", QUERY, 100, bbox=(50, 0, 51, 1)) == []
+    assert best(archive, QUERY, 100, bbox=(3, -2, 4, -1)) == []
+    assert best(archive, QUERY, 100, bbox=(3, 2, 4, 3)) == []
+    assert best(archive, QUERY, 100, bbox=(50, 0, 51, 1)) == []
 
 
 def test_equal_scores_come_in_the_order_of_the_table(archive: Path, tmp_path: Path):
     rows = [{"tile_id": f"t{k}", "vector": [1, 0, 0, 0], "failure": None} for k in range(5)]
     table = pa.Table.from_pylist(rows, schema=schemas.embeddings(WIDTH))
     storage.publish_shard(archive / "embeddings@same" / "part-00000.parquet", table)
-    assert [hit.tile_id for hit in search.best(archive, "embeddings@same", QUERY, 3)] == ["t0", "t1", "t2"]
+    assert [hit.tile_id for hit in best(archive, QUERY, 3, "embeddings@same")] == ["t0", "t1", "t2"]
 
 
 def test_one_variant_is_the_default_and_several_have_to_be_told(archive: Path):
@@ -114,7 +123,7 @@ def test_equal_scores_of_several_shards_come_in_the_order_of_the_shards(archive:
         rows = [{"tile_id": f"t{5 * shard + i}", "vector": [1, 0, 0, 0], "failure": None} for i in range(5)]
         table = pa.Table.from_pylist(rows, schema=schemas.embeddings(WIDTH))
         storage.publish_shard(archive / "embeddings@same" / f"part-{shard:05d}.parquet", table)
-    hits = search.best(archive, "embeddings@same", QUERY, 7)
+    hits = best(archive, QUERY, 7, "embeddings@same")
     assert [hit.tile_id for hit in hits] == [f"t{k}" for k in range(7)]
     assert [hit.score for hit in hits] == [1.0] * 7
     assert (hits[6].shard, hits[6].row) == ("part-00001.parquet", 1)
@@ -128,7 +137,7 @@ def test_a_hit_brings_what_its_own_tile_is_known_for(archive: Path):
     storage.publish_shard(
         archive / "geotags" / "part-00002.parquet", pa.Table.from_pylist(geotags, schema=schemas.GEOTAGS)
     )
-    hits = {hit.tile_id: hit for hit in search.best(archive, "embeddings@m", QUERY, 100)}
+    hits = {hit.tile_id: hit for hit in best(archive, QUERY, 100)}
     assert hits["t12"].captions == ["caption 12"]
     assert hits["t12"].bounds == [12, 0, 12.5, 1]
     assert hits["t12"].split == "train"
@@ -142,10 +151,8 @@ def test_a_tile_without_a_place_is_in_no_box(archive: Path):
     (archive / "tiles" / name).unlink()
     storage.publish_shard(archive / "tiles" / name, pa.Table.from_pylist(rows, schema=schemas.TILES))
     world = (-180, -90, 180, 90)
-    assert len(search.best(archive, "embeddings@m", QUERY, 100)) == 14
-    assert {f"t{k}" for k in range(15)} - {
-        hit.tile_id for hit in search.best(archive, "embeddings@m", QUERY, 100, bbox=world)
-    } == {"t0", "t7"}
+    assert len(best(archive, QUERY, 100)) == 14
+    assert {f"t{k}" for k in range(15)} - {hit.tile_id for hit in best(archive, QUERY, 100, bbox=world)} == {"t0", "t7"}
 
 
 def test_a_table_that_was_started_but_has_no_shard_is_no_variant(archive: Path):
@@ -168,8 +175,8 @@ def test_a_missing_table_is_named_with_the_verb_that_makes_it(archive: Path):
 
 
 def test_brackets_in_captions_and_queries_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]):
-    hit = search.Hit(1, "img[a]/1.jpg", 0.5, None, None, ["a [/b] roof [red]"], [], "part-00000.parquet", 0)
-    search.show([hit], "boats [/]")
+    hit = Hit(1, "img[a]/1.jpg", 0.5, None, None, ["a [/b] roof [red]"], [], "part-00000.parquet", 0)
+    search.show(Answer([hit], 1, "exact"), "boats [/]")
     told = capsys.readouterr().out
     for text in ("img[a]/1.jpg", "a [/b] roof [red]", "“boats [/]”"):
         assert text in told
@@ -197,7 +204,7 @@ def with_segments(archive: Path) -> list[list[np.ndarray]]:
 
 def test_a_hit_says_which_segment_fits_best_and_where_it_lies(archive: Path):
     found = with_segments(archive)
-    hits = search.best(archive, "embeddings@m", QUERY, top=20, segments="segment_embeddings@m")
+    hits = best(archive, QUERY, 20, segments="segment_embeddings@m")
     assert [hit.tile_id for hit in hits] == brute_force(archive, QUERY)  # without a weight they change no order
     for hit in hits:
         number = int(hit.tile_id[1:])
@@ -222,6 +229,6 @@ def test_the_best_segment_takes_its_share_of_the_score_and_a_tile_without_any_ke
                 own = float(np.dot(row["vector"], QUERY))
                 near = max((float(v @ QUERY) for v in found[int(row["tile_id"][1:])]), default=own)
                 wanted[row["tile_id"]] = 0.7 * own + 0.3 * near
-    hits = search.best(archive, "embeddings@m", QUERY, top=20, segments="segment_embeddings@m", segment_weight=0.3)
+    hits = best(archive, QUERY, 20, segments="segment_embeddings@m", segment_weight=0.3)
     assert {hit.tile_id: hit.score for hit in hits} == pytest.approx(wanted, abs=1e-5)
     assert [hit.tile_id for hit in hits] == sorted(wanted, key=lambda tile: -wanted[tile])

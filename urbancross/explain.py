@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,39 +11,15 @@ from rich.table import Table
 
 from urbancross import storage
 from urbancross.config import ExplainConfig
-from urbancross.errors import ConfigError
-from urbancross.storage import PARALLEL_READS, Place
-from urbancross.tables import claimed, of_tiles, verb_of
+from urbancross.storage import Place
+from urbancross.tables import FIRST, claimed, find_tile, of_tiles, verb_of
 
-FIRST = ("plan", "tiles")  # tables that say which tiles there are
 SHOWN = 60  # characters of a value
-
-
-def find(archive: Place, tile_id: str) -> tuple[str, int]:
-    """The shard and the row of a tile, the same in every table.
-
-    Raises:
-        ConfigError: no table has it.
-    """
-    for table in FIRST:
-        names = storage.shards(archive / table)
-        with ThreadPoolExecutor(PARALLEL_READS) as pool:
-            for start in range(0, len(names), PARALLEL_READS):
-                some = names[start : start + PARALLEL_READS]
-                columns = pool.map(lambda name: _ids(archive / table / name), some)  # noqa: B023
-                for name, ids in zip(some, columns, strict=True):
-                    if tile_id in ids:
-                        return name, ids.index(tile_id)
-    raise ConfigError(f"{archive} has no tile {tile_id}; urbancross search --archive {archive} TEXT prints ids")
-
-
-def _ids(shard: Place) -> list[str]:
-    return storage.read_shard(shard, ["tile_id"])["tile_id"].to_pylist()
 
 
 def history(archive: Place, tile_id: str) -> list[dict[str, Any]]:
     """One entry per table that has a row for the tile, in the order in which their shards were published."""
-    shard, row = find(archive, tile_id)
+    shard, row = find_tile(archive, tile_id)
     told = []
     for table in of_tiles(archive):
         if not storage.exists(archive / table / shard):

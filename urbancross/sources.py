@@ -1,4 +1,4 @@
-"""What a source holds, as rows of the plan: captioned sets in three dialects, folders of GeoTIFF scenes, and STAC."""
+"""What a source holds, as rows of the plan: captioned sets in three dialects, WebDataset tars, GeoTIFFs and STAC."""
 
 import csv
 import functools
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from urbancross import stac, storage
+from urbancross import stac, storage, webdataset
 from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.globe import are_bounds
 from urbancross.scenes import rasters
@@ -20,8 +20,9 @@ from urbancross.stac import Asked
 
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test", "restval": "train"}
 KNOWN = (
-    "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, a folder of GeoTIFF scenes (*.tif), "
-    "STAC (.json, stac-geoparquet .parquet), or the https:// URL of a STAC API"
+    "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, WebDataset tars (a folder, one .tar, or "
+    "set-{00000..00012}.tar), a folder of GeoTIFF scenes (*.tif), STAC (.json, stac-geoparquet .parquet), or the "
+    "https:// URL of a STAC API"
 )
 OPENED_AT_ONCE = 16  # remote scenes whose headers are read while planning
 
@@ -56,13 +57,17 @@ def plan(
         raise ConfigError(f"--domain {_printable(domain)}: not UTF-8; give another name")
     items = stac.scenes(source, asked)  # None: another kind of source
     path = Path() if items is not None else storage.local(source)
-    if not path.exists():
+    captioned = (path / "captions.jsonl").is_file()
+    tars = None if captioned or items is not None else webdataset.tars(source, path)
+    if tars is None and not path.exists():
         raise ConfigError(f"--source {source}: no such file or folder; give {KNOWN}")
     if items is None and asked.flags:
         raise ConfigError(f"{asked.flags[0]} is for STAC, which --source {source} is not; leave it out")
     if items is not None:
         rows, place = _planned(items, source, domain, tiling), "place"
-    elif path.is_dir() and not (path / "captions.jsonl").is_file():
+    elif tars is not None:
+        rows, place = _samples(source, tars, domain), "place"
+    elif path.is_dir() and not captioned:
         rows, place = _planned(_scenes(path), source, domain, tiling), "place"
     else:
         rows, place = _captioned(path / "captions.jsonl" if path.is_dir() else path, images, domain), "tile_id"
@@ -126,15 +131,19 @@ def _jsonl(file: Path) -> Iterator[Row]:
                 raise ConfigError(f"{where}: not JSON ({error}); mend or remove the line") from None
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
                 raise ConfigError(f'{where}: want {{"image": "path", "captions": ["..."]}}; mend or remove the line')
-            yield {
-                "tile_id": _inside(entry["image"], where),
-                "captions": _texts(entry.get("captions"), where),
-                "split": _split(entry.get("split"), where),
-                "bounds": _bounds(entry.get("bounds"), where),
-                "crs": _text(entry.get("crs"), "crs", where),
-                "gsd_m": _number(entry.get("gsd_m"), where),
-                "datetime": _text(entry.get("datetime"), "datetime", where),
-            }
+            yield {"tile_id": _inside(entry["image"], where), **_facts(entry, where)}
+
+
+def _facts(entry: Row, where: str) -> Row:
+    """What an entry of captions.jsonl, or a sample's JSON, says of its image."""
+    return {
+        "captions": _texts(entry.get("captions"), where),
+        "split": _split(entry.get("split"), where),
+        "bounds": _bounds(entry.get("bounds"), where),
+        "crs": _text(entry.get("crs"), "crs", where),
+        "gsd_m": _number(entry.get("gsd_m"), where),
+        "datetime": _text(entry.get("datetime"), "datetime", where),
+    }
 
 
 def _karpathy(file: Path) -> Iterator[Row]:
@@ -169,6 +178,14 @@ def _skyscript(file: Path) -> Iterator[Row]:
                 "captions": texts,
                 "split": _split(entry.get("split"), where),
             }
+
+
+def _samples(source: str, tars: list[Path], domain: str) -> list[Row]:
+    rows = [row for tar in tars for row in webdataset.samples(tar, _facts, domain)]
+    if all(row["failure"] is not None for row in rows):
+        why = f"of {rows[0]['tile_id']}: {rows[0]['failure'].partition(':')[2]}" if rows else "there is none"
+        raise ConfigError(f"--source {source}: no sample can be used, {why}; give {KNOWN}")
+    return rows
 
 
 def _scenes(folder: Path) -> list[Scene]:

@@ -125,7 +125,7 @@ def names(folder: Place) -> list[str]:
 
 def tables(archive: Place, kind: str = "") -> list[str]:
     """Folders of an archive that may be tables of a kind: `captions@given`, `captions@template`."""
-    return [name for name in names(archive) if name.partition("@")[0] == kind or not kind]
+    return [name for name in names(archive) if not name.startswith(".") and kind in ("", name.partition("@")[0])]
 
 
 def shards(table: Place) -> list[str]:
@@ -155,6 +155,23 @@ def read_shard(path: Place, columns: list[str] | None = None) -> pa.Table:
             return pq.read_table(source, columns=columns, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None
+
+
+def read_row(path: Place, columns: list[str], row: int) -> dict[str, Any]:
+    """One row of a shard; of the file only the group of rows that holds it is read.
+
+    Raises:
+        SchemaError: the file is no Parquet, has not so many rows, or lacks one of `columns`.
+        StorageError: the file cannot be read.
+    """
+    with parquet(path) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if row < start + count:
+                return file.read_row_group(group, columns=columns).slice(row - start, 1).to_pylist()[0]
+            start += count
+    raise SchemaError(f"{path} has {start} rows, row {row} wanted; remove it and run the job again")
 
 
 def read_schema(path: Place) -> pa.Schema:
@@ -340,6 +357,23 @@ def remove_folder(folder: Place) -> None:
     else:
         for name in names(folder):
             remove(folder / name)
+
+
+def fetched(place: Place) -> Path:
+    """A file that is never written again, on this machine: one of S3 is fetched once and kept.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    if isinstance(place, Path):
+        return place
+    kept = cache() / "files" / digest_text(str(place)) / place.name
+    if not kept.exists():
+        found = read(place)
+        if found is None:
+            raise FileNotFoundError(str(place))
+        create(kept, found[0])
+    return kept
 
 
 def cache() -> Path:

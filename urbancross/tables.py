@@ -1,13 +1,14 @@
 """Tables of an archive, read: which there are, what made them, and shards of several side by side."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 
 from urbancross import schemas, storage
 from urbancross.errors import ConfigError, SchemaError
-from urbancross.storage import Place
+from urbancross.storage import PARALLEL_READS, Place
 
 Columns = Mapping[str, Sequence[str] | None]  # table name to the columns wanted; None: all
 
@@ -21,7 +22,8 @@ MADE_BY_VERB = {
     "features": "pretrain",
 }
 ROWS = ".rows.json"  # in `plan`: rows of each of its shards, and so of every table's
-NO_TILES = {"map", "runs", "checkpoints", "index"}  # kinds of what lies in an archive and has no row for a tile
+FIRST = ("plan", "tiles")  # tables that say which tiles there are
+NO_TILES = {"map", "runs", "checkpoints", "index", "stac"}  # kinds of what lies in an archive and has no row for a tile
 NOT_RESULT = {"notes", "run"}  # what a maker says beside what changes its result
 VERBS = {
     "plan": "ingest",
@@ -35,6 +37,8 @@ VERBS = {
     "embeddings": "embed",
     "segment_embeddings": "embed",
     "features": "pretrain",
+    "hashes": "audit-splits",
+    "duplicates": "duplicates",
 }
 
 
@@ -67,7 +71,8 @@ def read_rows(archive: Place, table: str, name: str, columns: Sequence[str] | No
     if not added & set(columns):
         return storage.read_shard(place, list(columns))
     late = added - set(storage.read_schema(place).names)
-    found = storage.read_shard(place, [name for name in columns if name not in late])
+    known = dict.fromkeys([*columns, *(["bounds"] if "bbox" in late & set(columns) else [])])
+    found = storage.read_shard(place, [name for name in known if name not in late])
     return schemas.completed(found, table).select(list(columns))
 
 
@@ -93,6 +98,7 @@ def check_source(archive: Place, source: str, columns: Sequence[str] | None, nam
         "captions": schemas.CAPTIONS,
         "segments": schemas.SEGMENTS,
         "ranks": schemas.RANKS,
+        "hashes": schemas.HASHES,
     }.get(source.partition("@")[0])
     if wanted is not None and have:
         found = storage.read_schema(archive / source / have[0])
@@ -104,6 +110,28 @@ def check_source(archive: Place, source: str, columns: Sequence[str] | None, nam
 def of_tiles(archive: Place) -> list[str]:
     """The folders of an archive that may be tables with a row for every tile."""
     return [name for name in storage.tables(archive) if name.partition("@")[0] not in NO_TILES]
+
+
+def find_tile(archive: Place, tile_id: str) -> tuple[str, int]:
+    """The shard and the row of a tile, the same in every table.
+
+    Raises:
+        ConfigError: no table has it.
+    """
+    for table in FIRST:
+        names = storage.shards(archive / table)
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            for start in range(0, len(names), PARALLEL_READS):
+                some = names[start : start + PARALLEL_READS]
+                columns = pool.map(lambda name: _ids(archive / table / name), some)  # noqa: B023
+                for name, ids in zip(some, columns, strict=True):
+                    if tile_id in ids:
+                        return name, ids.index(tile_id)
+    raise ConfigError(f"{archive} has no tile {tile_id}; urbancross search --archive {archive} TEXT prints ids")
+
+
+def _ids(shard: Place) -> list[str]:
+    return storage.read_shard(shard, ["tile_id"])["tile_id"].to_pylist()
 
 
 def table_of(archive: Place, kind: str, variant: str | None, flag: str) -> str:

@@ -1,9 +1,9 @@
 """Verbs that mend, ask and show."""
 
 import os
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg
 
 from urbancross.config.base import ArchiveConfig, Config, Split, StageConfig, Variant, WorkersConfig
@@ -38,14 +38,50 @@ class ExplainConfig(ArchiveConfig):
     """Print one JSON document instead of a table."""
 
 
+class IndexConfig(ArchiveConfig):
+    """Make vectors quick to search, or add new ones to what is; nothing is published that finds too little.
+
+    Small archives are compared in full, memory-mapped. Larger ones get short codes in inverted lists: the best by these
+    are compared in full. How far a search looks is chosen, and its recall measured, with captions and tiles of it.
+    """
+
+    embeddings: str | None = None
+    """Variant of the embeddings table; needed where there are several."""
+    checkpoint: str | None = None
+    """Checkpoint that made the embeddings; default: the one their table names."""
+    codes: Literal["auto", "exact", "pq", "int8", "binary"] = "auto"
+    """What is kept in memory of a vector: a quarter of its directions by 4 bits each (pq), half of them by 8 (int8),
+    all by one (binary), or nothing (exact). auto: exact below --exact-below, else pq."""
+    exact_below: NonNegativeInt = 50_000
+    """Tiles below which every vector is compared."""
+    segments: bool = True
+    """Take in the embeddings of segments by the same checkpoint, where there are."""
+    min_recall: float = Field(default=0.95, ge=0, le=1)
+    """Share of the ten best tiles of exact search that the index has to find, of every kind of query."""
+    queries: int = Field(default=400, ge=20)
+    """Queries of each kind to measure with, captions and tiles; half of them to choose by."""
+    rebuild: bool = False
+    """Make it anew, also where it could be appended to."""
+    seed: int = 0
+    """Seed of what is sampled, for training and for measuring."""
+
+
 class SearchConfig(ArchiveConfig):
-    """Find the tiles of an archive that fit a text, or look like a picture."""
+    """Find the tiles of an archive that fit a text, or look like a picture or another tile."""
 
     text: CliPositionalArg[str | None] = None
     """What to look for, in words."""
     image: str | None = None
     """Picture to look for; with a text, the mean of both. A tile is liker to a picture than to any text, so that the
     picture says most."""
+    plus: list[str] | None = None
+    """A text to look for as well, said again for each."""
+    minus: list[str] | None = None
+    """A text that is not wanted, said again for each; counts by half."""
+    like: list[str] | None = None
+    """A tile to look for more of, said again for each."""
+    unlike: list[str] | None = None
+    """A tile to look for less of, said again for each; counts by half."""
     embeddings: str | None = None
     """Variant of the embeddings table; needed where there are several."""
     checkpoint: str | None = None
@@ -54,10 +90,24 @@ class SearchConfig(ArchiveConfig):
     """Share of a tile's best segment in its score; wants `embed --segments` by the same checkpoint."""
     split: Split | None = None
     """Only tiles of this split."""
+    domain: str | None = None
+    """Only tiles of this domain."""
     bbox: str | None = None
     """Only tiles that meet this box: west,south,east,north in degrees; west > east across the antimeridian."""
+    area: str | None = None
+    """Only tiles that meet the polygons of this GeoJSON file."""
+    since: str | None = None
+    """Only tiles of this time or later, such as 2024 or 2024-05-17."""
+    until: str | None = None
+    """Only tiles of this time or earlier, which is within: 2024 is its last day."""
+    tag: list[str] | None = None
+    """Only tiles with this geo-tag, key=value or a key for any value; said again for each, all of them wanted."""
     top: PositiveInt = 10
     """How many tiles to return."""
+    exact: bool = False
+    """Compare every vector, also where there is an index."""
+    pictures: bool | None = None
+    """Draw the tiles in colour blocks; default: on a terminal that knows 24-bit colour."""
     json_: bool = Field(default=False, alias="json")
     """Print one JSON document instead of a table."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -109,14 +159,36 @@ class AuditConfig(StageConfig):
     """Tiles that one actor hashes at a time."""
 
 
+class DuplicatesConfig(StageConfig):
+    """Mark tiles that are the same picture as an earlier one, or nearly so (table `duplicates`).
+
+    The first tile in the order of the plan is the one that stays. Tiles that show the same ground in two scenes are
+    copies only where the picture is the same.
+    """
+
+    reach: int = Field(default=4, ge=0, le=15)
+    """Bits of 63 in which the perceptual hashes of near-copies may differ."""
+    turned: bool = True
+    """Find near-copies in any of the eight rotations and flips; with --no-turned as they lie."""
+    batch_tiles: PositiveInt = 256
+    """Tiles that one actor hashes at a time."""
+
+
 class ExportConfig(ArchiveConfig):
     """Write the segments of an archive as GeoParquet polygons, a file per reference system.
 
-    QGIS, GeoPandas, DuckDB and GDAL open the files as they are.
+    QGIS, GeoPandas, DuckDB and GDAL open the files as they are. With --stac the archive as a STAC Collection instead;
+    with --tile one tile as a GeoTIFF.
     """
 
     out: str
-    """Folder to make, for segments-EPSG-32635.parquet and its like."""
+    """Folder to make, for segments-EPSG-32635.parquet and its like, or for collection.json; with --tile, a file."""
+    stac: bool = False
+    """Write collection.json and its items, a row a tile, in items.parquet; they point at the shards of the archive."""
+    licence: str = "other"
+    """With --stac: licence of the imagery, by its SPDX name such as CC-BY-4.0."""
+    tile: str | None = None
+    """Write this tile alone, as a GeoTIFF that lies where it does on the ground."""
     segments: Variant | None = None
     """Variant of the segments table; needed where there are several."""
     ranks: Variant | None = None
@@ -127,6 +199,18 @@ class ExportConfig(ArchiveConfig):
     """Only the first so many segments of a tile, by rank; default: all."""
     simplify: NonNegativeFloat = 0
     """How far outlines may stray from the pixels' edges, in pixels; 0: exact."""
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        if self.stac and self.tile is not None:
+            raise ValueError("--stac and --tile write different things; give one of them")
+        of = {"segments", "ranks", "max_segments", "simplify"} if self.stac else {"licence"}
+        of = of | {"segments", "ranks", "max_segments", "simplify", "split"} if self.tile is not None else of
+        idle = sorted(name for name in of if getattr(self, name) != type(self).model_fields[name].default)
+        if idle:
+            what = "--stac" if self.stac else "--tile" if self.tile is not None else "segments; it goes with --stac"
+            raise ValueError(f"--{idle[0].replace('_', '-')} means nothing to {what}; leave it out")
+        return self
 
 
 class GalleryConfig(ArchiveConfig):

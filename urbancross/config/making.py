@@ -11,12 +11,14 @@ from urbancross.hrefs import refuse_secrets
 class IngestConfig(StageConfig):
     """Read a set of images or scenes into the archive's tables `tiles` and, where it has captions, `captions@given`.
 
-    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, a folder of GeoTIFFs, STAC.
+    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, WebDataset tars, a folder of
+    GeoTIFFs, or STAC.
     """
 
     source: str
-    """A folder with captions.jsonl; a dataset_*.json or *.csv file; a folder of GeoTIFF scenes (*.tif); a STAC Item,
-    ItemCollection, Collection or Catalog (.json), or stac-geoparquet (.parquet); or the https:// URL of a STAC API."""
+    """A folder with captions.jsonl; a dataset_*.json or *.csv file; WebDataset tars: a folder of *.tar, one, or
+    set-{00000..00012}.tar; a folder of GeoTIFF scenes (*.tif); a STAC Item, ItemCollection, Collection or Catalog
+    (.json), or stac-geoparquet (.parquet); or the https:// URL of a STAC API."""
     domain: str
     """Name of the country or region, stored with every tile."""
     images: str | None = None

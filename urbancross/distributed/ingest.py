@@ -46,6 +46,7 @@ class TileReader:
         for row, plan in zip(rows, planned, strict=True):
             row |= {name: plan[name] for name in CARRIED}
             row["geometry"] = plan.get("footprint") or tiles.footprint(plan["bounds"])
+            row["bbox"] = plan["bounds"] and dict(zip(schemas.BBOX.names, plan["bounds"], strict=True))
             row["failure"] = plan["failure"] or row["failure"]
         return pa.Table.from_pylist(rows, schema=schemas.TILES)
 
@@ -53,6 +54,8 @@ class TileReader:
         self.went_on()  # a tile may wait for its server as long as --retry-seconds
         now = sources.version_of(row["source"], self.reader.tiling.access)
         changed = now is not None and row["source_version"] not in (None, now)  # one that was absent may come late
+        if changed and row.get("member"):
+            raise TileError("its tar changed since it was planned; ingest it into a new archive")
         if changed and not self.take_changed:
             raise TileError("the file changed since it was planned; urbancross retry takes it as it is now")
         return {"image": self.reader.read(row)}
@@ -155,10 +158,11 @@ def planned_splits(archive: Place) -> dict[str, str]:
 
 
 def geoparquet(schema: pa.Schema) -> pa.Schema:
-    """`schema` with GeoParquet 1.1 metadata for its `geometry` column (WKB, degrees, longitude first)."""
+    """`schema` with GeoParquet 1.1 metadata: its `geometry` column (WKB, degrees, longitude first), and its boxes."""
     column = {
         "encoding": "WKB",
         "geometry_types": ["Polygon", "MultiPolygon"],
+        "covering": schemas.COVERING,
     }  # no crs: OGC:CRS84, degrees, longitude first
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     return schema.with_metadata({b"geo": json.dumps(geo).encode()})

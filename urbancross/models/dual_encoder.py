@@ -178,6 +178,14 @@ class DualEncoder(nn.Module):
         """B pictures `[H, W, 3]` uint8 to vectors `[B, vector_width]`, nearest to the tiles that are like them."""
         return self._corrected("queries", self._encode("image", images))
 
+    @torch.inference_mode()
+    def as_queries(self, vectors: np.ndarray) -> np.ndarray:
+        """Stored vectors of tiles `[B, vector_width]` to what `encode_image_queries` would make of their images."""
+        if self.bank is None:
+            return vectors
+        plain = functional.normalize(torch.from_numpy(vectors)[:, : self.width].to(self.device), dim=-1)
+        return self.bank.of_queries(plain).cpu().numpy()
+
     def encode_segments(self, crops: Sequence[np.ndarray], batch: int = 64) -> np.ndarray:
         """B crops `[h, w, 3]` uint8 to unit vectors `[B, vector_width]` float32."""
         parts = [

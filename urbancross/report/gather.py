@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from urbancross import gaps, runs, search, storage, tables, verdict
+from urbancross import gaps, runs, storage, tables, verdict
 from urbancross.config import ReportConfig
 from urbancross.embedding import looks
 from urbancross.errors import ConfigError
+from urbancross.evidence import Evidence
+from urbancross.index.exact import best
+from urbancross.index.facts import Filters
 from urbancross.models import checkpoints
 from urbancross.report.contents import AFTER, BEFORE, DomainGap, Hit, Report
 from urbancross.report.page import render
@@ -129,13 +132,19 @@ def hits(
 ) -> dict[str, dict[str, list[Hit]]]:
     """The best tiles per query and model, with their pictures."""
     out: dict[str, dict[str, list[Hit]]] = {query: {} for query in queries}
+    shown = Evidence(archive)
     for name, model in models.items():
         vectors = checkpoints.load(model).encode_texts(queries)
         for query, vector in zip(queries, vectors, strict=True):
-            best = search.best(archive, embeddings_of(archive, model), vector, SHOWN_HITS, split)
+            found = best(archive, embeddings_of(archive, model), vector, SHOWN_HITS, Filters(split=split)).found
             out[query][name] = [
-                Hit(hit.tile_id, hit.score, search.picture(archive, hit), hit.captions[0] if hit.captions else "")
-                for hit in best
+                Hit(
+                    hit.tile_id,
+                    hit.score,
+                    shown.picture(hit.shard, hit.row) or b"",
+                    hit.captions[0] if hit.captions else "",
+                )
+                for hit in shown.hits(found, vector)
             ]
     return out
 

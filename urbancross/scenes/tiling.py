@@ -72,7 +72,7 @@ class Reader:
         """
         told = row.get("colours")
         if row["window"] is None and told is None:
-            return read_image(Path(row["source"]))
+            return read_image(Path(row["source"]), row.get("member"))
         told = told or PLAIN
         colours = Colours(tuple(told["bands"]), tuple(told["low"]), tuple(told["high"]), bool(told["palette"]))
         scene = str(row["source"])
