@@ -17,7 +17,8 @@ from urbancross.distributed import tuning
 from urbancross.errors import ConfigError
 from urbancross.sweep import outcomes
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+# slow, all of it: each sweep is a row of Ray Train runs
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 CPUS = (os.cpu_count() or 1) + 2  # that a session of our own has
 PROGRAM = "import sys; from urbancross.cli import main; main(sys.argv.pop(1))"
@@ -121,7 +122,6 @@ def program(home: Path, failpoint: str, timeout_s: float = 300, **settings: Any)
     return subprocess.run(command, env=told, capture_output=True, text=True, timeout=timeout_s)
 
 
-@pytest.mark.slow
 def test_a_driver_that_is_killed_half_way_ends_with_the_trials_of_an_unbroken_one(home: Path):
     told = sweep(home, budget="4", space=["max_segments=0..3", "ratio=1..3", "pace=none,linear"])
     whole, broken = home / "whole", home / "broken"
@@ -145,7 +145,6 @@ def test_a_driver_that_is_killed_half_way_ends_with_the_trials_of_an_unbroken_on
     assert chosen[0] == chosen[1]
 
 
-@pytest.mark.slow
 def test_a_sweep_without_ray_tunes_own_state_goes_on_from_what_it_wrote_down_itself(home: Path):
     told = sweep(home, out=home / "bare", search="random", space=["ratio=1..9"])
     assert call("tune", budget="1", **told) == "read 1 = written 1 + done before 0 + failed 0"
@@ -154,7 +153,6 @@ def test_a_sweep_without_ray_tunes_own_state_goes_on_from_what_it_wrote_down_its
     assert call("tune", budget="0.00001h", **told) == "read 2 = written 0 + done before 2 + failed 0"
 
 
-@pytest.mark.slow
 def test_trials_that_diverge_are_recorded_with_their_reason_and_can_be_tried_again(home: Path):
     told = sweep(home, out=home / "diverge", search="grid", space=["head_lr=1e-4,1e30"])
     assert call("tune", **told) == "read 2 = written 1 + done before 0 + failed 1"
@@ -163,7 +161,6 @@ def test_trials_that_diverge_are_recorded_with_their_reason_and_can_be_tried_aga
     assert call("tune", **told, retry_failed=True) == "read 2 = written 0 + done before 1 + failed 1"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)  # six Ray Train runs, one after the other
 def test_asha_stops_trials_that_fall_behind(home: Path):
     told = sweep(home, out=home / "asha", search="grid", space=["head_lr=1e-3,6e-4,3e-4,1e-4,1e-5,1e-6"])
