@@ -1,4 +1,4 @@
-"""Archives without pixels, to index and to search: vectors lie around those that a small model has of their captions."""
+"""Archives without pixels, to index and to search: vectors lie around those of their captions by a small model."""
 
 from collections.abc import Sequence
 from functools import cache

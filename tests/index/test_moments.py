@@ -56,7 +56,23 @@ def test_an_interval_goes_from_the_start_of_the_first_to_the_end_of_the_second()
     assert span_of("2024-05-17T10:30Z/2024-06") == (microseconds(2024, 5, 17, 10, 30), microseconds(2024, 7, 1) - 1)
 
 
-NONSENSE = ["", "/", "2024/", "/2024", "soon", "2024-13", "2024-02-30", "2024-5", "0000", "24", "2025/2024", "2024-W20"]
+NONSENSE = [
+    "",
+    "/",
+    "2024/",
+    "/2024",
+    "soon",
+    "2024-13",
+    "2024-00",
+    "2024-05-00",
+    "20240500",
+    "2024-02-30",
+    "2024-5",
+    "0000",
+    "24",
+    "2025/2024",
+    "2024-W20",
+]
 
 
 @pytest.mark.parametrize("text", NONSENSE)

@@ -34,10 +34,11 @@ def span_of(text: str) -> Span:
 
 def _span(text: str) -> Span:
     if date := DATE.match(text) or COMPACT.match(text):
-        year, month, day = (part and int(part) for part in date.groups())
-        first = datetime(year, month or 1, day or 1, tzinfo=UTC)
-        last = first.replace(month=month or 12)
-        last = last.replace(day=day or calendar.monthrange(year, last.month)[1])
+        year, month, day = (int(part or 1) for part in date.groups())
+        first = datetime(year, month, day, tzinfo=UTC)
+        last = first if date[2] else first.replace(month=12)
+        if not date[3]:
+            last = last.replace(day=calendar.monthrange(year, last.month)[1])
         return _microseconds(first), _microseconds(last) + DAY - 1
     if "W" in text.upper():  # of a week, Python would take the first moment
         raise ValueError(f"{text} is a week")
