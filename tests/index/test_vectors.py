@@ -1,7 +1,5 @@
 """Codes and the vectors behind them, against comparing every vector."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from clusters import clustered, coded
@@ -19,9 +17,8 @@ def exact(vectors: Vectors, query: np.ndarray, top: int, allowed: np.ndarray | N
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "FEW", 12)
-    yield
 
 
 @pytest.mark.parametrize("width", [4, 20, 100, 520])
