@@ -64,7 +64,8 @@ def main() -> None:
         built[name] = json.loads(kept.read_text())
     rounds = [{name: one(name, "ask") for name in names} for _ in range(told.rounds)]
     (home / "result.json").write_text(json.dumps({"built": built, "rounds": rounds}, indent=1))
-    show(names, built, rounds)
+    if rounds:
+        show(names, built, rounds)
 
 
 def show(names: tuple[str, ...], built: dict[str, Any], rounds: list[dict[str, Any]]) -> None:

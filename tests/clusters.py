@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from urbancross.index.codes import Codes, sample_of
-from urbancross.index.vectors import Vectors
+from urbancross.index.codes import Codes
+from urbancross.index.vectors import Vectors, stored
 
 PARTS = (1500, 0, 900, 600)
 
@@ -19,7 +19,7 @@ def clustered(count: int, width: int, seed: int = 0) -> np.ndarray:
 def coded(whole: np.ndarray, kind: str, parts: tuple[int, ...] = PARTS) -> Vectors:
     """In several parts, whose codes are made one by one and merged from their bytes."""
     cut = np.split(whole, np.cumsum(parts)[:-1])
-    trained = Codes.train(sample_of(cut, 2000), kind, 32)
+    trained = Codes.train(whole[:: max(len(whole) // 2000, 1)], kind, 32)
     codes: Codes | None = None
     for part in cut:
         found = Codes.from_bytes(trained.projection, np.frombuffer(trained.of(part).to_bytes(), np.uint8))
@@ -27,4 +27,4 @@ def coded(whole: np.ndarray, kind: str, parts: tuple[int, ...] = PARTS) -> Vecto
             codes = found
         else:
             codes.append(found)
-    return Vectors([part.astype(np.float16) for part in cut], codes)
+    return Vectors([stored(part) for part in cut], codes)

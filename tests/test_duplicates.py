@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from urbancross.duplicates import near_duplicates, neighbours_in_place, perceptual_hashes
+from urbancross import duplicates
+from urbancross.duplicates import copies, digest_of, near_duplicates, neighbours_in_place, perceptual_hashes
 from urbancross.errors import ConfigError, TileSkipped
 
 
@@ -71,3 +72,89 @@ def test_a_turned_picture_has_the_hashes_of_the_picture_in_another_order_at_any_
     for turns in range(4):
         for turned in (np.rot90(picture, turns), np.rot90(picture, turns)[:, ::-1]):
             assert set(perceptual_hashes(turned.copy()).tolist()) == of_picture
+
+
+def copies_one_by_one(digests: list[bytes], hashes: np.ndarray, hashed: np.ndarray, reach: int) -> list[tuple]:
+    """The plain version: each tile against all that were kept before it."""
+    kept: list[int] = []
+    found = []
+    for j in range(len(digests)):
+        told: tuple = (-1, False, 0)
+        # What is pixel for pixel a copy of a copy is one of what that is a copy of, at the same distance.
+        same = [i for i in range(j) if digests[i] == digests[j] and digests[j]]
+        if same:
+            of, _, bits = found[same[0]]
+            told = (same[0], True, 0) if of < 0 else (of, False, bits)
+        elif hashed[j]:
+            for i in kept:
+                bits = int(np.bitwise_count(hashes[j, 0] ^ hashes[i]).min())
+                if hashed[i] and bits <= reach:
+                    told = (i, False, bits)
+                    break
+        if told[0] < 0:
+            kept.append(j)
+        found.append(told)
+    return found
+
+
+@pytest.mark.parametrize("reach", [0, 2, 4])
+def test_copies_are_those_that_a_walk_through_all_tiles_finds(reach: int, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(reach)
+    hashes = rng.integers(0, 2**63, (120, 8), dtype=np.uint64)
+    digests = [bytes([i, 7]) for i in range(120)]
+    for j in range(20, 120):  # chains of copies of copies, twins pixel for pixel, equal hashes, and tiles without
+        i = int(rng.integers(j))
+        if j % 4 == 0:
+            digests[j], hashes[j] = digests[i], hashes[i]
+        elif j % 4 == 1:
+            flipped = rng.choice(63, int(rng.integers(0, 4)), replace=False)
+            hashes[j] = np.roll(hashes[i], int(rng.integers(8)))
+            hashes[j, 0] ^= np.bitwise_or.reduce(np.uint64(1) << flipped.astype(np.uint64), initial=np.uint64(0))
+    hashed = rng.random(120) > 0.1
+    for j in range(120):
+        hashed[j] = hashed[digests.index(digests[j])]
+    digests[50:53] = [b""] * 3
+    hashed[50:53] = False
+    wanted = copies_one_by_one(digests, hashes, hashed, reach)
+    assert len({of for of, *_ in wanted}) > 15
+    assert {exact for _, exact, _ in wanted} == {True, False}
+    for at_once in (1 << 20, 3):
+        monkeypatch.setattr(duplicates, "CANDIDATES", at_once)
+        found = copies(np.array(digests, "S16"), hashes, hashed, reach)
+        told = zip(found.of.tolist(), found.exact.tolist(), found.distance.tolist(), strict=True)
+        assert list(told) == wanted
+
+
+def test_what_comes_later_changes_no_answer():
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 4, (200, 1), dtype=np.uint64) << np.uint64(9)
+    hashes ^= rng.integers(0, 2**12, (200, 1), dtype=np.uint64)
+    digests, hashed = np.array([bytes([i]) for i in range(1, 201)], "S16"), np.ones(200, bool)
+    whole = copies(digests, hashes, hashed, 3).of
+    assert 0 < (whole < 0).sum() < 150
+    np.testing.assert_array_equal(copies(digests[:90], hashes[:90], hashed[:90], 3).of, whole[:90])
+
+
+def test_a_digest_tells_pixels_and_shapes_apart():
+    one = np.zeros((2, 6, 3), np.uint8)
+    assert digest_of(one) == digest_of(one[::-1])
+    assert digest_of(one) != digest_of(one.reshape(3, 4, 3))
+    assert digest_of(one) != digest_of(one + np.uint8(1))
+    assert len(digest_of(one)) == 16
+
+
+def test_few_tiles_are_compared_with_each_of_many(monkeypatch: pytest.MonkeyPatch):
+    compared = []
+    count = np.bitwise_count
+    monkeypatch.setattr(duplicates.np, "bitwise_count", lambda bits: compared.append(bits.size) or count(bits))
+    hashes = np.random.default_rng(0).integers(0, 2**63, (20_000, 8), dtype=np.uint64)
+    near_duplicates(hashes[:, 0], hashes, 4)
+    assert sum(compared) < 100 * len(hashes)  # of 160,000 each
+
+
+def test_a_tile_that_is_near_only_to_a_copy_stays():
+    start = np.uint64(0x0F0F_1234_5678_9ABC)
+    hashes = np.array([[start], [start ^ np.uint64(3)], [start ^ np.uint64(15)], [start ^ np.uint64(15)]])
+    found = copies(np.array([b"a", b"b", b"c", b"d"]), hashes, np.ones(4, bool), 2)
+    assert found.of.tolist() == [-1, 0, -1, 2]
+    assert found.distance.tolist() == [0, 2, 0, 0]

@@ -51,3 +51,29 @@ def test_bounds_may_cross_the_antimeridian_but_not_go_half_the_way_around():
     assert globe.are_bounds(177, -20, -178, -15)
     assert not globe.are_bounds(2, 0, 1, 1)  # more likely west and east in the wrong order
     assert not globe.are_bounds(0, 1, 1, 0)
+
+
+def test_bounds_around_others_are_the_shortest_way_round():
+    def sides(*boxes: tuple[float, float]) -> tuple[float, float]:
+        west, south, east, north = globe.around([(w, -1.0, e, 2.0) for w, e in boxes])
+        assert (south, north) == (-1, 2)
+        return west, east
+
+    assert sides((10, 20)) == (10, 20)
+    assert sides((10, 10)) == (10, 10)
+    assert sides((10, 20), (-30, -20)) == (-30, 20)
+    assert sides((170, 175), (-175, -170)) == (170, -170)
+    assert sides((179, -179), (-178, -170), (160, 161)) == (160, -170)
+    assert sides((150, -120), (-140, -130), (140, 145)) == (140, -120)
+    assert sides((-180, 180), (3, 4)) == (-180, 180)
+    assert sides((-180, -50), (-60, 70), (60, 180)) == (-180, 180)
+    assert sides((100, -100), (-120, 110)) == (-180, 180)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        boxes = [(float(w), float((w + d + 180) % 360 - 180)) for w, d in rng.integers([-180, 1], [180, 60], (3, 2))]
+        west, east = sides(*boxes)
+        held = {x % 360 for w, e in boxes for x in range(int(w), int(e if w <= e else e + 360))}
+        width = (east - west) % 360 or 360
+        assert held <= {(int(west) + k) % 360 for k in range(int(width))}
+        turns = ((max(((x - start) % 360 for x in held)) + 1) for start in held)
+        assert width == min(turns)

@@ -183,7 +183,7 @@ def test_an_empty_set_is_refused_in_every_dialect(tmp_path, name):
         ("set.csv", b"path,title\na.jpg,x\n", "want columns filepath and title, found"),
         ("set.csv", b"", "want columns filepath and title, found None"),
         ("set.csv", b"filepath,title\na.jpg," + b"x" * 200_000, "not CSV"),
-        ("set.parquet", b"PAR1", "unknown kind .parquet; give a folder with captions"),
+        ("set.arrow", b"ARROW1", "unknown kind .arrow; give a folder with captions"),
         ("README", b"", "unknown kind of file"),
     ],
 )
@@ -286,7 +286,7 @@ def test_a_set_that_names_no_split_is_divided_or_is_of_the_split_that_is_given(t
     (tmp_path / "0.jpg").touch()
     splits = [row["split"] for row in plan(source)]
     assert {name: splits.count(name) for name in set(splits)} == {"train": 10, "valid": 5, "test": 5}
-    told = sources.plan(str(source), None, "north", 2, Shares("test"))
+    told = sources.plan(str(source), None, "north", Tiling(Pixels(2)), Shares("test"))
     assert {row["split"] for row in told} == {"test"}
 
 

@@ -45,6 +45,7 @@ VERBS = {
     "search": Verb(settings.SearchConfig, "urbancross.search:run"),
     "evaluate": Verb(settings.EvaluateConfig, "urbancross.distributed.evaluation:run"),
     "audit-splits": Verb(settings.AuditConfig, "urbancross.distributed.auditing:run"),
+    "duplicates": Verb(settings.DuplicatesConfig, "urbancross.distributed.duplicates:run"),
     "export": Verb(settings.ExportConfig, "urbancross.export:run"),
     "gallery": Verb(settings.GalleryConfig, "urbancross.report.gallery:run"),
     "report": Verb(settings.ReportConfig, "urbancross.report.gather:run"),

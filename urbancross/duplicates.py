@@ -1,9 +1,12 @@
-"""Which tiles are nearly the same picture, in any of the eight rotations and flips; and which lie side by side.
+"""Which tiles are the same picture or nearly so, in any of the eight rotations and flips; which lie side by side.
 
 A model that has seen a near-copy of a test tile is not tested by it.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 import shapely
@@ -16,6 +19,7 @@ from urbancross.errors import ConfigError, TileSkipped
 SIDE, LOW = 32, 8  # pixels that are transformed, and frequencies a side that are kept
 PLAIN = 1.5  # grey levels of spread below which a picture shows nothing to go by
 ORIENTATIONS = 8
+CANDIDATES = 1 << 20  # pairs that are compared at once
 
 
 def perceptual_hashes(image: np.ndarray) -> np.ndarray:
@@ -52,14 +56,20 @@ def perceptual_hashes(image: np.ndarray) -> np.ndarray:
     return np.array(seen, np.uint64)
 
 
+def digest_of(image: np.ndarray) -> bytes:
+    """16 bytes that pictures `[H, W, 3]` uint8 have in common if they are the same pixel for pixel."""
+    return hashlib.blake2b(str(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
+
+
 def near_duplicates(hashes: np.ndarray, others: np.ndarray, reach: int) -> np.ndarray:
     """Pairs whose hashes differ in at most `reach` bits, the second in any orientation.
 
-    Two hashes that differ in so few bits agree in at least one of reach + 1 parts, and only those that do are compared.
+    Of reach + 2 parts, two hashes that differ in so few bits agree in at least two, and only those that do are
+    compared: of a million tiles and a reach of 4, some dozen for each.
 
     Args:
         hashes: [N] uint64.
-        others: [M, 8] uint64.
+        others: [M, K] uint64.
         reach: bits.
 
     Returns:
@@ -69,21 +79,89 @@ def near_duplicates(hashes: np.ndarray, others: np.ndarray, reach: int) -> np.nd
         raise ConfigError(f"hashes that differ in {reach} bits; wanted 0 to 15")
     flat, row = others.ravel(), np.repeat(np.arange(len(others)), others.shape[1])
     found = [np.empty((0, 2), np.int64)]
-    edges = np.linspace(0, 64, reach + 2).astype(int)
-    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        mask = np.uint64((1 << high) - (1 << low))
+    edges = np.linspace(0, 64, reach + 3).astype(int).tolist()
+    parts = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(edges)]
+    for one, other in combinations(parts, 2):
+        mask = one | other
         order = np.argsort(flat & mask, kind="stable")
-        parts = (flat & mask)[order]
-        first, last = (np.searchsorted(parts, hashes & mask, side=side) for side in ("left", "right"))
-        for start in range(0, len(hashes), 1024):
-            here = slice(start, start + 1024)
+        keys = (flat & mask)[order]
+        first, last = (np.searchsorted(keys, hashes & mask, side=side) for side in ("left", "right"))
+        for here in _chunks(last - first):
             counts = (last - first)[here]
             mine = np.repeat(np.arange(len(hashes))[here], counts)
             begins = np.repeat(first[here] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
             theirs = order[begins + np.arange(len(mine))]
             near = np.bitwise_count(hashes[mine] ^ flat[theirs]) <= reach
-            found.append(np.unique(np.stack([mine[near], row[theirs[near]]], axis=1), axis=0))
+            if near.any():
+                found.append(np.unique(np.stack([mine[near], row[theirs[near]]], axis=1), axis=0))
     return np.unique(np.concatenate(found), axis=0)
+
+
+def _chunks(counts: np.ndarray) -> Iterator[slice]:
+    """Runs of queries that have some candidates together, one query's at least."""
+    ends, start = np.cumsum(counts), 0
+    while start < len(counts):
+        before = ends[start - 1] if start else 0
+        stop = max(int(np.searchsorted(ends, before + CANDIDATES, side="right")), start + 1)
+        yield slice(start, stop)
+        start = stop
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Which of N tiles show what an earlier one shows.
+
+    Attributes:
+        of: [N] the earliest tile that is no copy itself; -1: this one is none.
+        exact: [N] bool, pixel for pixel.
+        distance: [N] bits in which the hashes differ.
+    """
+
+    of: np.ndarray
+    exact: np.ndarray
+    distance: np.ndarray
+
+
+def copies(digests: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, reach: int) -> Copies:
+    """Go through tiles in order, and keep each that is neither pixel for pixel nor nearly one that was kept.
+
+    What comes later changes nothing: a tile's answer hangs on those before it.
+
+    Args:
+        digests: [N] of the pixels, equal for equal pictures; empty where a tile has none.
+        hashes: [N, K] uint64, see `perceptual_hashes`; the first one as it is, the others as far as turns count.
+        hashed: [N] bool, where there are hashes.
+        reach: bits in which those of near-copies may differ.
+    """
+    n = len(digests)
+    of, exact, distance = np.full(n, -1), np.zeros(n, bool), np.zeros(n, np.int32)
+    twin = _firsts(digests)  # the first of the same pixels
+    twin[digests == b""] = np.flatnonzero(digests == b"")
+    own = np.flatnonzero(hashed & (twin == np.arange(n)))
+    like = own[_firsts(hashes[own, 0])]  # the first of the same hash: whatever is near to one is near to the other
+    first = own[like == own]
+    pairs = first[near_duplicates(hashes[first, 0], hashes[first], reach)]
+    for later, earlier in pairs[pairs[:, 1] < pairs[:, 0]].tolist():  # by the later, then by the earlier
+        if of[later] < 0 and of[earlier] < 0:
+            of[later], distance[later] = earlier, np.bitwise_count(hashes[later, 0] ^ hashes[earlier]).min()
+    later = own[like != own]
+    _follow(of, distance, later, like[like != own])
+    later = np.flatnonzero(twin != np.arange(n))
+    exact[later] = of[twin[later]] < 0
+    _follow(of, distance, later, twin[later])
+    return Copies(of, exact, distance)
+
+
+def _firsts(values: np.ndarray) -> np.ndarray:
+    """Of each value, where it stands first: `[N]`."""
+    _, first, which = np.unique(values, return_index=True, return_inverse=True)
+    return first[which]
+
+
+def _follow(of: np.ndarray, distance: np.ndarray, later: np.ndarray, earlier: np.ndarray) -> None:
+    """Tiles that are what an earlier one is: copies of that, or of what that is a copy of."""
+    of[later] = np.where(of[earlier] < 0, earlier, of[earlier])
+    distance[later] = distance[earlier]
 
 
 def neighbours_in_place(

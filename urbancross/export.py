@@ -1,21 +1,27 @@
-"""`export`: the segments of an archive as GeoParquet polygons, a file for each reference system of their tiles."""
+"""`export`: the segments of an archive as GeoParquet polygons, a file for each reference system of their tiles.
+
+Or the archive as a STAC Collection (`catalog`), or one tile as a GeoTIFF.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 
-from urbancross import runs, schemas, storage, tables
+from urbancross import catalog, runs, schemas, storage, tables
 from urbancross.config import ExportConfig
 from urbancross.errors import ConfigError, TileError, TileSkipped
+from urbancross.geotiff import geotiff
 from urbancross.progress import meter, say
 from urbancross.runs import Balance
 from urbancross.segments import shapes
 from urbancross.segments.choice import ordered
 from urbancross.segments.layers import DEGREES, TOLD, layer_of, layers
 from urbancross.storage import Place
+from urbancross.tiles import decode
 
 BATCH_TILES = 64
 
@@ -25,6 +31,10 @@ def run(config: ExportConfig) -> Balance:
     if out.exists():
         raise ConfigError(f"--out {out} exists already; remove it, or give another name")
     storage.require_writable(out, "--out")
+    if config.tile is not None:
+        return export_tile(archive, config.tile, out)
+    if config.stac:
+        return export_stac(archive, out, config)
     sources, maker = sources_of(archive, config)
     names = tables.require_shards(archive, sources[1])
     for table in sources:
@@ -61,6 +71,40 @@ def run(config: ExportConfig) -> Balance:
     for name, count in files.rows.items():
         print(f"{out / name}: {count:,} segments")
     return Balance(read=len(failures), **{end: counts[end] for end in ("written", "skipped", "failed")})
+
+
+def export_tile(archive: Place, tile_id: str, out: Path) -> Balance:
+    """
+    Raises:
+        ConfigError: there is no such tile, it has no pixels, or no place.
+    """
+    shard, number = tables.find_tile(archive, tile_id)
+    if not storage.exists(archive / "tiles" / shard):
+        raise ConfigError(f"{archive}: {tile_id} is planned, not read yet; run urbancross ingest again to finish it")
+    row = tables.read_rows(archive, "tiles", shard).slice(number, 1).to_pylist()[0]
+    if row["failure"] is not None:
+        raise ConfigError(f"--tile {tile_id} has no pixels ({row['failure']}); give another")
+    try:
+        data = geotiff(row, decode(row["image"]))
+    except TileError as error:
+        raise ConfigError(f"--tile {tile_id}: {error}; give another") from None
+    if storage.create(out, data) is None:
+        raise ConfigError(f"--out {out} exists already; remove it, or give another name")
+    return Balance(read=1, written=1)
+
+
+def export_stac(archive: Place, out: Path, config: ExportConfig) -> Balance:
+    if config.split is not None:
+        tables.require_split(archive, config.split)
+    with storage.publish_folder(out) as folder:
+        seen = catalog.write(archive, folder, out, config.licence, config.split)
+        counts = runs.count_failures(seen.failures)
+        if not counts["written"]:
+            raise ConfigError(
+                f"{archive} has no tile to export ({runs.most_common(counts['skips'] or counts['reasons'])})"
+            )
+    print(f"{out / catalog.COLLECTION}: {counts['written']:,} items in {catalog.ITEMS}")
+    return Balance(read=len(seen.failures), **{end: counts[end] for end in ("written", "skipped", "failed")})
 
 
 def sources_of(archive: Place, config: ExportConfig) -> tuple[list[str], dict[str, Any]]:

@@ -108,6 +108,25 @@ def are_bounds(west: float, south: float, east: float, north: float) -> bool:
     return in_range and (west <= east or east - west + 360 <= 180)
 
 
+def around(boxes: Sequence[Bounds]) -> Bounds:
+    """The smallest bounds that hold all of some bounds, at least one; across the antimeridian where that is shorter."""
+    spans = sorted((west, east if west <= east else east + 360) for west, _, east, _ in boxes)
+    first, last = spans[0]
+    gap, begins, ends = 0.0, first, last
+    for west, east in spans[1:]:
+        if west - last > gap:
+            gap, begins, ends = west - last, west, last
+        last = max(last, east)
+    if first + 360 - last >= gap:
+        begins, ends = first, last
+    else:  # what crosses the antimeridian may cover the beginning of what lies beyond
+        ends = max(ends, last - 360)
+    south, north = min(box[1] for box in boxes), max(box[3] for box in boxes)
+    if ends - begins >= 360 or (gap == 0 and last - first >= 360):
+        begins, ends = -180.0, 180.0
+    return begins, south, _into_range(ends, up=True), north
+
+
 def meets(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two bounds have a place in common; either may cross the antimeridian."""
     if one[1] > other[3] or one[3] < other[1]:

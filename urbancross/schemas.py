@@ -5,7 +5,7 @@ done row, `skipped:<why>` for a tile that needs no result and `failed:<why>` for
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +14,12 @@ from urbancross.errors import SchemaError, TileError, TileSkipped
 
 log = logging.getLogger(__name__)
 
-# Columns that tables of an earlier version lack; they count as null there.
-ADDED = {"plan": {"footprint", "transform", "colours"}, "tiles": {"transform"}}
+# Columns that tables of an earlier version lack; they count as null there, but `bbox`, which follows from `bounds`.
+ADDED = {
+    "plan": {"footprint", "transform", "colours", "member"},
+    "tiles": {"transform", "bbox"},
+    "hashes": {"digest"},
+}
 
 FAILURE = pa.field("failure", pa.string())
 TILE_ID = pa.field("tile_id", pa.string(), nullable=False)
@@ -24,6 +28,13 @@ TILE_ID = pa.field("tile_id", pa.string(), nullable=False)
 # a pixel, (0, 0) being the tile's upper left, lies at (a x + b y + c, d x + e y + f), easting or longitude first. Null
 # where only bounds are known.
 TRANSFORM = pa.list_(pa.float64(), 6)
+
+# What a shape covers, as GeoParquet has it: degrees where its column is in degrees.
+BBOX = pa.struct([pa.field(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
+COVERING = {"bbox": {field.name: ["bbox", field.name] for field in BBOX}}  # says so in the metadata of its geometry
+
+# Which bytes of a file are the image; null: all of them.
+MEMBER = pa.struct([pa.field("offset", pa.int64()), pa.field("size", pa.int64())])
 
 # How a scene's bands become red, green and blue: bands counted from 1, of each the values that become 0 and 255.
 COLOURS = pa.struct(
@@ -38,12 +49,13 @@ COLOURS = pa.struct(
 # What the ingest knows of a tile before it has read a pixel: which file or which window of which scene.
 PLAN = pa.schema(
     [
-        TILE_ID,  # path of the image in its set, or "{scene}/{row}-{col}", or "{scene}/{square of the grid}"
-        pa.field("source", pa.string(), nullable=False),  # absolute path of the image or scene
+        TILE_ID,  # path of the image in its set, "{scene}/{row}-{col}", "{scene}/{square of the grid}", "{tar}/{key}"
+        pa.field("source", pa.string(), nullable=False),  # absolute path of the image, the scene or the tar
         pa.field("source_version", pa.string()),  # the file's size in bytes and time of change; null: it was absent
         pa.field(
             "window", pa.list_(pa.int32(), 4)
         ),  # (x0, y0, x1, y1) pixels of the scene; null: an image, or a square
+        pa.field("member", MEMBER),  # of a tar
         pa.field("colours", COLOURS),  # null: an image
         pa.field("domain", pa.string(), nullable=False),
         pa.field("split", pa.string()),  # train | valid | test, or null
@@ -67,6 +79,7 @@ TILES = pa.schema(
         pa.field(
             "geometry", pa.binary()
         ),  # the footprint as WKB (multi)polygon in degrees; GeoParquet's primary column
+        pa.field("bbox", BBOX),  # its box, the numbers of `bounds`: xmin > xmax across 180, as RFC 7946 has it
         pa.field("crs", pa.string()),  # of the scene
         pa.field("transform", TRANSFORM),
         pa.field("gsd_m", pa.float64()),
@@ -144,8 +157,25 @@ RANKS = pa.schema(
 )
 
 
-# Perceptual hashes of a tile as it is, and in its seven other rotations and flips.
-HASHES = pa.schema([TILE_ID, pa.field("hashes", pa.list_(pa.uint64(), 8)), FAILURE])
+HASHES = pa.schema(
+    [
+        TILE_ID,
+        pa.field("hashes", pa.list_(pa.uint64(), 8)),  # perceptual: of the tile, and of its other rotations and flips
+        pa.field("digest", pa.binary(16)),  # of its pixels; tiles that are too plain for a hash have one, too
+        FAILURE,
+    ]
+)
+
+# Which tiles show what an earlier one, in the order of the plan, shows already; the earliest is no copy.
+DUPLICATES = pa.schema(
+    [
+        TILE_ID,
+        pa.field("copy_of", pa.string()),  # a tile that is itself no copy; null: this one is none
+        pa.field("kind", pa.string()),  # exact: pixel for pixel | near
+        pa.field("distance", pa.int32()),  # bits in which their perceptual hashes differ
+        FAILURE,
+    ]
+)
 
 
 def embeddings(width: int) -> pa.Schema:
@@ -191,11 +221,18 @@ def check(found: pa.Schema, wanted: pa.Schema, where: str) -> None:
 
 
 def completed(found: pa.Table, table: str) -> pa.Table:
-    """Rows of a table as they would be of today's version: columns that came later are null."""
-    for field in {"plan": PLAN, "tiles": TILES}.get(table, ()):
+    """Rows of a table as they would be of today's version: columns that came later are null, or made from others."""
+    for field in {"plan": PLAN, "tiles": TILES, "hashes": HASHES}.get(table, ()):
         if field.name in ADDED[table] and field.name not in found.column_names:
-            found = found.append_column(field, pa.nulls(found.num_rows, field.type))
+            known = field.name == "bbox" and "bounds" in found.column_names
+            column = boxes(found["bounds"].to_pylist()) if known else pa.nulls(found.num_rows, field.type)
+            found = found.append_column(field, column)
     return found
+
+
+def boxes(bounds: Sequence[Sequence[float] | None]) -> pa.Array:
+    """Bounds as rows of `BBOX`."""
+    return pa.array([None if box is None else dict(zip(BBOX.names, box, strict=True)) for box in bounds], BBOX)
 
 
 def each_tile(

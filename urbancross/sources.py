@@ -1,30 +1,50 @@
-"""What a source holds, as rows of the plan: captioned sets in three dialects, and folders of GeoTIFF scenes."""
+"""What a source holds, as rows of the plan: captioned sets in three dialects, WebDataset tars, GeoTIFFs and STAC."""
 
 import csv
+import functools
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from urbancross import storage
+from urbancross import stac, storage, webdataset
 from urbancross.errors import ConfigError, TileError, TileSkipped
 from urbancross.globe import are_bounds
+from urbancross.scenes import rasters
+from urbancross.scenes.rasters import Scene
+from urbancross.scenes.remote import Access, Patience, web_of
 from urbancross.scenes.tiling import Reader, Tiling
 from urbancross.splits import Shares, assign
+from urbancross.stac import Asked
 
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test", "restval": "train"}
-KNOWN = "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, or a folder of GeoTIFF scenes (*.tif)"
+KNOWN = (
+    "a folder with captions.jsonl, an RSICD/RSITMD .json, a SkyScript .csv, WebDataset tars (a folder, one .tar, or "
+    "set-{00000..00012}.tar), a folder of GeoTIFF scenes (*.tif), STAC (.json, stac-geoparquet .parquet), or the "
+    "https:// URL of a STAC API"
+)
+OPENED_AT_ONCE = 16  # remote scenes whose headers are read while planning
+
+EVERYTHING = Asked()
 
 Row = dict[str, Any]
 
 
 def plan(
-    source: str, images: str | None, domain: str, tiling: Tiling, shares: Shares, known: dict[str, str] | None = None
+    source: str,
+    images: str | None,
+    domain: str,
+    tiling: Tiling,
+    shares: Shares,
+    known: dict[str, str] | None = None,
+    asked: Asked = EVERYTHING,
 ) -> list[Row]:
     """Rows of `schemas.PLAN` for everything the source holds.
 
     Args:
         known: splits of tiles that were planned before, by id.
+        asked: which items of a STAC source.
 
     Raises:
         ConfigError: nothing there, an unknown kind of source, a caption file that cannot be read, or no usable image.
@@ -35,11 +55,20 @@ def plan(
         )
     if not _is_text(domain):
         raise ConfigError(f"--domain {_printable(domain)}: not UTF-8; give another name")
-    path = storage.local(source)
-    if not path.exists():
+    items = stac.scenes(source, asked)  # None: another kind of source
+    path = Path() if items is not None else storage.local(source)
+    captioned = (path / "captions.jsonl").is_file()
+    tars = None if captioned or items is not None else webdataset.tars(source, path)
+    if tars is None and not path.exists():
         raise ConfigError(f"--source {source}: no such file or folder; give {KNOWN}")
-    if path.is_dir() and not (path / "captions.jsonl").is_file():
-        rows, place = _scenes(path, domain, tiling), "place"
+    if items is None and asked.flags:
+        raise ConfigError(f"{asked.flags[0]} is for STAC, which --source {source} is not; leave it out")
+    if items is not None:
+        rows, place = _planned(items, source, domain, tiling), "place"
+    elif tars is not None:
+        rows, place = _samples(source, tars, domain), "place"
+    elif path.is_dir() and not captioned:
+        rows, place = _planned(_scenes(path), source, domain, tiling), "place"
     else:
         rows, place = _captioned(path / "captions.jsonl" if path.is_dir() else path, images, domain), "tile_id"
     seen: dict[str, int] = {}
@@ -58,9 +87,9 @@ def plan(
     assign(rows, shares, known or {}, Reader(tiling).read)
     versions: dict[str, str | None] = {}  # a scene has many tiles
     for row in rows:
-        if row["source"] not in versions:
-            versions[row["source"]] = version_of(Path(row["source"]))
-        row["source_version"] = versions[row["source"]]
+        if row["source"] not in versions and "source_version" not in row:
+            versions[row["source"]] = version_of(row["source"], tiling.access)
+        row.setdefault("source_version", versions.get(row["source"]))
         row.pop("place", None)
     return rows
 
@@ -102,15 +131,19 @@ def _jsonl(file: Path) -> Iterator[Row]:
                 raise ConfigError(f"{where}: not JSON ({error}); mend or remove the line") from None
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
                 raise ConfigError(f'{where}: want {{"image": "path", "captions": ["..."]}}; mend or remove the line')
-            yield {
-                "tile_id": _inside(entry["image"], where),
-                "captions": _texts(entry.get("captions"), where),
-                "split": _split(entry.get("split"), where),
-                "bounds": _bounds(entry.get("bounds"), where),
-                "crs": _text(entry.get("crs"), "crs", where),
-                "gsd_m": _number(entry.get("gsd_m"), where),
-                "datetime": _text(entry.get("datetime"), "datetime", where),
-            }
+            yield {"tile_id": _inside(entry["image"], where), **_facts(entry, where)}
+
+
+def _facts(entry: Row, where: str) -> Row:
+    """What an entry of captions.jsonl, or a sample's JSON, says of its image."""
+    return {
+        "captions": _texts(entry.get("captions"), where),
+        "split": _split(entry.get("split"), where),
+        "bounds": _bounds(entry.get("bounds"), where),
+        "crs": _text(entry.get("crs"), "crs", where),
+        "gsd_m": _number(entry.get("gsd_m"), where),
+        "datetime": _text(entry.get("datetime"), "datetime", where),
+    }
 
 
 def _karpathy(file: Path) -> Iterator[Row]:
@@ -147,36 +180,67 @@ def _skyscript(file: Path) -> Iterator[Row]:
             }
 
 
-def _scenes(folder: Path, domain: str, tiling: Tiling) -> list[Row]:
-    scenes = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff") and path.is_file())
-    if not scenes:
-        raise ConfigError(f"--source {folder}: neither captions.jsonl nor *.tif there; give {KNOWN}")
-    rows: list[Row] = []
-    problems = []
-    for scene in scenes:
-        name = _printable(scene.relative_to(folder).with_suffix("").as_posix())
-        common = {"source": _printable(str(scene)), "domain": domain, "place": name, "captions": None}
-        try:
-            if not _is_text(str(scene)):
-                raise TileError("its name is not UTF-8; rename the file")
-            for cell, colours in tiling.plan(scene, name):
-                rows.append({**common, **vars(cell), "colours": vars(colours), "failure": None})
-        except TileError as error:
-            problems.append(f"{_printable(scene.name)}: {error}")
-            kind = "skipped" if isinstance(error, TileSkipped) else "failed"
-            rows.append({**common, "tile_id": name, "window": None, "colours": None, "failure": f"{kind}:{error}"})
-    if len(problems) == len(scenes):
-        raise ConfigError(f"--source {folder}: no scene can be used, {problems[0]}")
+def _samples(source: str, tars: list[Path], domain: str) -> list[Row]:
+    rows = [row for tar in tars for row in webdataset.samples(tar, _facts, domain)]
+    if all(row["failure"] is not None for row in rows):
+        why = f"of {rows[0]['tile_id']}: {rows[0]['failure'].partition(':')[2]}" if rows else "there is none"
+        raise ConfigError(f"--source {source}: no sample can be used, {why}; give {KNOWN}")
     return rows
 
 
-def version_of(path: Path) -> str | None:
-    """A file's size in bytes and time of change; None when it cannot be found."""
+def _scenes(folder: Path) -> list[Scene]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff") and path.is_file())
+    if not files:
+        raise ConfigError(f"--source {folder}: neither captions.jsonl nor *.tif there; give {KNOWN}")
+    found = []
+    for file in files:
+        name = _printable(file.relative_to(folder).with_suffix("").as_posix())
+        problem = None if _is_text(str(file)) else "its name is not UTF-8; rename the file"
+        found.append(Scene(name, _printable(str(file)), problem=problem))
+    return found
+
+
+def _planned(scenes: list[Scene], source: str, domain: str, tiling: Tiling) -> list[Row]:
+    """Tiles of scenes, scene by scene; remote ones are opened several at once, for most of that is waiting."""
+    plan_one = functools.partial(_tiles, domain=domain, tiling=tiling)
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        found = list((pool.map if any(scene.is_remote for scene in scenes) else map)(plan_one, scenes))
+    rows = [row for rows in found for row in rows]
+    if all(row["failure"] is not None for row in rows):
+        first = scenes[0].source if scenes[0].problem is None else scenes[0].name
+        why = rows[0]["failure"].partition(":")[2]
+        raise ConfigError(f"--source {source}: no scene can be used, {Path(first).name}: {why}")
+    return rows
+
+
+def _tiles(scene: Scene, domain: str, tiling: Tiling) -> list[Row]:
+    name = _printable(scene.name)
+    common: Row = {"source": _printable(scene.source), "domain": domain, "place": name, "captions": None}
     try:
-        told = path.stat()
+        if scene.problem is not None:
+            raise TileError(scene.problem)
+        told: Row = {"datetime": scene.datetime} if scene.datetime else {}
+        told |= {"source_version": version_of(scene.source, tiling.access)} if scene.is_remote else {}
+        return [
+            {**common, **vars(cell), **told, "colours": vars(colours), "failure": None}
+            for cell, colours in tiling.plan(scene.source, name)
+        ]
+    except TileError as error:
+        kind = "skipped" if isinstance(error, TileSkipped) else "failed"
+        unread = {"source_version": None} if scene.is_remote else {}
+        return [{**common, **unread, "tile_id": name, "window": None, "colours": None, "failure": f"{kind}:{error}"}]
+
+
+def version_of(source: str, access: Access) -> str | None:
+    """What tells a file from what it was: its size and time of change, or its server's mark; None when there is none.
+
+    Raises:
+        TileError: the server of a remote one cannot be asked.
+    """
+    try:
+        return rasters.version_of(source, web_of(access), Patience(access.retry_s))
     except (OSError, ValueError):
         return None
-    return f"{told.st_size}-{int(told.st_mtime)}"
 
 
 def _is_file(path: Path) -> bool:

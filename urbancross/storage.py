@@ -125,7 +125,7 @@ def names(folder: Place) -> list[str]:
 
 def tables(archive: Place, kind: str = "") -> list[str]:
     """Folders of an archive that may be tables of a kind: `captions@given`, `captions@template`."""
-    return [name for name in names(archive) if name.partition("@")[0] == kind or not kind]
+    return [name for name in names(archive) if not name.startswith(".") and kind in ("", name.partition("@")[0])]
 
 
 def shards(table: Place) -> list[str]:

@@ -23,7 +23,7 @@ MADE_BY_VERB = {
 }
 ROWS = ".rows.json"  # in `plan`: rows of each of its shards, and so of every table's
 FIRST = ("plan", "tiles")  # tables that say which tiles there are
-NO_TILES = {"map", "runs", "checkpoints", "index"}  # kinds of what lies in an archive and has no row for a tile
+NO_TILES = {"map", "runs", "checkpoints", "index", "stac"}  # kinds of what lies in an archive and has no row for a tile
 NOT_RESULT = {"notes", "run"}  # what a maker says beside what changes its result
 VERBS = {
     "plan": "ingest",
@@ -37,6 +37,8 @@ VERBS = {
     "embeddings": "embed",
     "segment_embeddings": "embed",
     "features": "pretrain",
+    "hashes": "audit-splits",
+    "duplicates": "duplicates",
 }
 
 
@@ -69,7 +71,8 @@ def read_rows(archive: Place, table: str, name: str, columns: Sequence[str] | No
     if not added & set(columns):
         return storage.read_shard(place, list(columns))
     late = added - set(storage.read_schema(place).names)
-    found = storage.read_shard(place, [name for name in columns if name not in late])
+    known = dict.fromkeys([*columns, *(["bounds"] if "bbox" in late & set(columns) else [])])
+    found = storage.read_shard(place, [name for name in known if name not in late])
     return schemas.completed(found, table).select(list(columns))
 
 
@@ -95,6 +98,7 @@ def check_source(archive: Place, source: str, columns: Sequence[str] | None, nam
         "captions": schemas.CAPTIONS,
         "segments": schemas.SEGMENTS,
         "ranks": schemas.RANKS,
+        "hashes": schemas.HASHES,
     }.get(source.partition("@")[0])
     if wanted is not None and have:
         found = storage.read_schema(archive / source / have[0])

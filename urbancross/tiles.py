@@ -15,20 +15,27 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file of either byte ord
 MAX_SIDE_PX = 8192
 
 
-def read_image(path: Path) -> bytes:
+def read_image(path: Path, member: dict[str, int] | None = None) -> bytes:
     """An image file as RGB bytes, proved to decode; JPEG, PNG and WebP of 8-bit RGB are kept as they are.
+
+    Args:
+        member: `offset` and `size` of the image in a file that holds several.
 
     Raises:
         TileError: absent, empty, cut short, no image, too large, or of bands or bits that are no colours.
     """
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            file.seek(member["offset"] if member else 0)
+            data = file.read(member["size"] if member else -1)
     except FileNotFoundError:
         raise TileError("no such file") from None
     except OSError as error:
         raise TileError(f"cannot be read: {error.strerror}") from error
     if not data:
         raise TileError("empty file")
+    if member and len(data) < member["size"]:
+        raise TileError(f"{len(data):,} bytes, {member['size']:,} wanted: its tar is cut short")
     with _opened(data) as image:
         kind, mode, depth = image.format, image.mode, getattr(image, "is_animated", False)
         pixels = _rgb(image)

@@ -5,7 +5,7 @@ import pytest
 from clusters import clustered, coded
 
 from urbancross.index import vectors as stored
-from urbancross.index.codes import KINDS, lists_for, sample_of
+from urbancross.index.codes import KINDS, lists_for
 from urbancross.index.vectors import Vectors, nearest
 
 
@@ -104,17 +104,14 @@ def test_the_nearest_of_all_are_found_block_by_block(monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(scores, np.sort(wanted, axis=1)[:, ::-1][:, :11], atol=1e-6)
 
 
-def test_a_sample_is_of_all_parts_and_the_same_for_a_seed():
-    whole = np.arange(300, dtype=np.float16)[:, None]
-    parts = np.split(whole, [100, 100, 150])
-    some = sample_of(parts, 60, seed=4)
-    assert (some.dtype, some.shape) == (np.float32, (60, 1))
-    assert len(np.unique(some)) == 60
-    assert (some < 100).any()
-    assert (some > 150).any()
-    np.testing.assert_array_equal(some, sample_of(parts, 60, seed=4))
-    assert (some != sample_of(parts, 60, seed=5)).any()
-    np.testing.assert_array_equal(sample_of(parts, 1000), whole)
+def test_stored_vectors_are_those_they_were_to_a_part_in_sixty_thousand():
+    whole = np.concatenate([clustered(500, 20), np.eye(20, dtype=np.float32), -np.eye(20, dtype=np.float32)])
+    kept = stored.stored(whole)
+    assert kept.dtype == np.int16
+    assert np.abs(stored.floats(kept) - whole).max() <= 0.5 / stored.STEPS + 1e-7
+    np.testing.assert_array_equal(stored.floats(kept)[500:], whole[500:])
+    assert np.abs(stored.floats(stored.stored(np.array([[1.00001, -1.00001]]))) - [[1, -1]]).max() == 0  # not around
+    np.testing.assert_array_equal(stored.floats(whole), whole)
 
 
 def test_lists_grow_with_the_root_of_the_vectors():

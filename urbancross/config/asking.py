@@ -1,9 +1,9 @@
 """Verbs that mend, ask and show."""
 
 import os
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg
 
 from urbancross.config.base import ArchiveConfig, Config, Split, StageConfig, Variant, WorkersConfig
@@ -56,6 +56,8 @@ class IndexConfig(ArchiveConfig):
     """Tiles below which every vector is compared."""
     segments: bool = True
     """Take in the embeddings of segments by the same checkpoint, where there are."""
+    copies: bool = True
+    """Take in tiles that are copies of others, too; --no-copies leaves out what `duplicates` has found."""
     min_recall: float = Field(default=0.95, ge=0, le=1)
     """Share of the ten best tiles of exact search that the index has to find, of every kind of query."""
     queries: int = Field(default=400, ge=20)
@@ -159,14 +161,36 @@ class AuditConfig(StageConfig):
     """Tiles that one actor hashes at a time."""
 
 
+class DuplicatesConfig(StageConfig):
+    """Mark tiles that are the same picture as an earlier one, or nearly so (table `duplicates`).
+
+    The first tile in the order of the plan is the one that stays. Tiles that show the same ground in two scenes are
+    copies only where the picture is the same.
+    """
+
+    reach: int = Field(default=4, ge=0, le=15)
+    """Bits of 63 in which the perceptual hashes of near-copies may differ."""
+    turned: bool = True
+    """Find near-copies in any of the eight rotations and flips; with --no-turned as they lie."""
+    batch_tiles: PositiveInt = 256
+    """Tiles that one actor hashes at a time."""
+
+
 class ExportConfig(ArchiveConfig):
     """Write the segments of an archive as GeoParquet polygons, a file per reference system.
 
-    QGIS, GeoPandas, DuckDB and GDAL open the files as they are.
+    QGIS, GeoPandas, DuckDB and GDAL open the files as they are. With --stac the archive as a STAC Collection instead;
+    with --tile one tile as a GeoTIFF.
     """
 
     out: str
-    """Folder to make, for segments-EPSG-32635.parquet and its like."""
+    """Folder to make, for segments-EPSG-32635.parquet and its like, or for collection.json; with --tile, a file."""
+    stac: bool = False
+    """Write collection.json and its items, a row a tile, in items.parquet; they point at the shards of the archive."""
+    licence: str = "other"
+    """With --stac: licence of the imagery, by its SPDX name such as CC-BY-4.0."""
+    tile: str | None = None
+    """Write this tile alone, as a GeoTIFF that lies where it does on the ground."""
     segments: Variant | None = None
     """Variant of the segments table; needed where there are several."""
     ranks: Variant | None = None
@@ -177,6 +201,18 @@ class ExportConfig(ArchiveConfig):
     """Only the first so many segments of a tile, by rank; default: all."""
     simplify: NonNegativeFloat = 0
     """How far outlines may stray from the pixels' edges, in pixels; 0: exact."""
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        if self.stac and self.tile is not None:
+            raise ValueError("--stac and --tile write different things; give one of them")
+        of = {"segments", "ranks", "max_segments", "simplify"} if self.stac else {"licence"}
+        of = of | {"segments", "ranks", "max_segments", "simplify", "split"} if self.tile is not None else of
+        idle = sorted(name for name in of if getattr(self, name) != type(self).model_fields[name].default)
+        if idle:
+            what = "--stac" if self.stac else "--tile" if self.tile is not None else "segments; it goes with --stac"
+            raise ValueError(f"--{idle[0].replace('_', '-')} means nothing to {what}; leave it out")
+        return self
 
 
 class GalleryConfig(ArchiveConfig):

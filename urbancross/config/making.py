@@ -5,20 +5,42 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from urbancross.config.base import Split, StageConfig, Variant
+from urbancross.hrefs import refuse_secrets
 
 
 class IngestConfig(StageConfig):
     """Read a set of images or scenes into the archive's tables `tiles` and, where it has captions, `captions@given`.
 
-    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, or a folder of GeoTIFFs.
+    A set is a folder with captions.jsonl, the JSON of RSICD/RSITMD, the CSV of SkyScript, WebDataset tars, a folder of
+    GeoTIFFs, or STAC.
     """
 
     source: str
-    """A folder with captions.jsonl; a dataset_*.json or *.csv file; or a folder of GeoTIFF scenes (*.tif)."""
+    """A folder with captions.jsonl; a dataset_*.json or *.csv file; WebDataset tars: a folder of *.tar, one, or
+    set-{00000..00012}.tar; a folder of GeoTIFF scenes (*.tif); a STAC Item, ItemCollection, Collection or Catalog
+    (.json), or stac-geoparquet (.parquet); or the https:// URL of a STAC API."""
     domain: str
     """Name of the country or region, stored with every tile."""
     images: str | None = None
     """Folder that image paths start from; default: where the captions file lies (or `images` beside it)."""
+    asset: str | None = None
+    """STAC only: the asset to read, or those of red, green and blue such as B04,B03,B02; default: the one GeoTIFF."""
+    collections: str | None = None
+    """STAC only: ids of collections, with commas between them; default: any."""
+    bbox: str | None = None
+    """STAC only: west,south,east,north in degrees that items have to meet."""
+    datetime: str | None = None
+    """STAC only: when items were taken, such as 2024, 2024-06/2024-08 or 2024-06-01/.. with no end."""
+    query: list[str] | None = None
+    """STAC APIs only: what a property has to be, such as "eo:cloud_cover<10"; again for another."""
+    filter: str | None = None
+    """STAC APIs only: CQL2, as text or JSON, such as "eo:cloud_cover < 10 AND platform = 'sentinel-2a'"."""
+    max_items: PositiveInt | None = None
+    """STAC only: items at most; default: all."""
+    sign_url: str | None = None
+    """Scenes behind https:// only: where URLs are signed when they are read, such as https://host/sign?href={href}."""
+    retry_seconds: NonNegativeFloat = 120
+    """Remote scenes only: how long in all the requests of one tile are tried again; then it fails, until `retry`."""
     tile_px: PositiveInt = 224
     """Scenes only: side of a tile in pixels."""
     grid: Literal["pixels", "metres", "xyz", "globe"] = "pixels"
@@ -56,6 +78,15 @@ class IngestConfig(StageConfig):
     """Tiles per shard; the unit of work, of commit and of resuming."""
     seed: int = 0
     """Seed of the assignment to splits."""
+
+    @model_validator(mode="after")
+    def _keeps_no_secret(self) -> Self:
+        for flag, url in (("--source", self.source), ("--sign-url", self.sign_url or "")):
+            if "://" in url:
+                refuse_secrets(url, flag)
+        if self.sign_url and not (self.sign_url.startswith(("http://", "https://")) and "{href}" in self.sign_url):
+            raise ValueError("--sign-url: want an http(s) URL with {href} where the URL to sign goes")
+        return self
 
 
 class GeotagConfig(StageConfig):

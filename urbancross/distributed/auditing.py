@@ -10,7 +10,7 @@ from urbancross import schemas, storage
 from urbancross.config import AuditConfig
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import run_stage
-from urbancross.duplicates import near_duplicates, neighbours_in_place, perceptual_hashes
+from urbancross.duplicates import digest_of, near_duplicates, neighbours_in_place, perceptual_hashes
 from urbancross.embedding import looks
 from urbancross.progress import say
 from urbancross.runs import Balance
@@ -22,17 +22,27 @@ EXAMPLES = 10
 
 
 class Hasher:
-    """Perceptual hashes of tiles."""
+    """Perceptual hashes of tiles, and the digest of their pixels."""
 
     def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
-        rows = schemas.each_tile(
-            tables["tiles"].to_pylist(), lambda row: {"hashes": perceptual_hashes(decode(row["image"]))}
-        )
-        return pa.Table.from_pylist(rows, schema=schemas.HASHES)
+        digests: dict[str, bytes] = {}
+
+        def hashed(row: dict[str, Any]) -> dict[str, Any]:
+            pixels = decode(row["image"])
+            digests[row["tile_id"]] = digest_of(pixels)
+            return {"hashes": perceptual_hashes(pixels)}
+
+        rows = schemas.each_tile(tables["tiles"].to_pylist(), hashed)
+        told = [row | {"digest": digests.get(row["tile_id"])} for row in rows]  # also of those too plain for a hash
+        return pa.Table.from_pylist(told, schema=schemas.HASHES)
+
+
+def hashing(batch_tiles: int) -> Stage:
+    return Stage("hashes", {"tiles": ["image"]}, schemas.HASHES, Hasher, {}, {}, batch_tiles)
 
 
 def stages(config: AuditConfig) -> list[Stage]:
-    return [Stage("hashes", {"tiles": ["image"]}, schemas.HASHES, Hasher, {}, {}, config.batch_tiles)]
+    return [hashing(config.batch_tiles)]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A source to the tables `plan`, `tiles` and, where it has captions, `captions@given`."""
 
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -12,16 +12,20 @@ from urbancross.config import AuditConfig, IngestConfig
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.tables import refuse_other_maker, run_stage
 from urbancross.errors import ConfigError, TileError, TileSkipped
+from urbancross.hrefs import is_remote
 from urbancross.runs import Balance
 from urbancross.scenes.colours import Stretch
 from urbancross.scenes.pixels import Screen
+from urbancross.scenes.remote import Access
 from urbancross.scenes.tiling import Reader, Tiling, bands_of, grid_of
+from urbancross.stac import Asked
 from urbancross.storage import Place
 from urbancross.tables import ROWS
 
 SHARD_NAME = "part-{:05d}.parquet"
 PLANNED_ONCE = ("source", "window", "captions", "bounds")
 PLANNING = {"grid", "gsd", "zoom", "overlap", "bands", "stretch"}  # settings of what is planned
+ASKING = {"asset", "collections", "bbox", "datetime", "query", "filter", "max_items"}  # of which items are planned
 READING = {"resampling", "min_valid", "max_cloud"}  # and of how that is read
 CARRIED = ["domain", "bounds", "crs", "transform", "gsd_m", "datetime", "split"]
 
@@ -31,6 +35,10 @@ class TileReader:
 
     def __init__(self, take_changed: bool, tiling: Tiling) -> None:
         self.take_changed, self.reader = take_changed, Reader(tiling)
+        self.went_on: Callable[[], None] = lambda: None
+
+    def on_step(self, went_on: Callable[[], None]) -> None:
+        self.went_on = went_on
 
     def __call__(self, tables: dict[str, pa.Table]) -> pa.Table:
         planned = tables["plan"].to_pylist()
@@ -38,13 +46,16 @@ class TileReader:
         for row, plan in zip(rows, planned, strict=True):
             row |= {name: plan[name] for name in CARRIED}
             row["geometry"] = plan.get("footprint") or tiles.footprint(plan["bounds"])
+            row["bbox"] = plan["bounds"] and dict(zip(schemas.BBOX.names, plan["bounds"], strict=True))
             row["failure"] = plan["failure"] or row["failure"]
         return pa.Table.from_pylist(rows, schema=schemas.TILES)
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
-        path = Path(row["source"])
-        now = sources.version_of(path)
+        self.went_on()  # a tile may wait for its server as long as --retry-seconds
+        now = sources.version_of(row["source"], self.reader.tiling.access)
         changed = now is not None and row["source_version"] not in (None, now)  # one that was absent may come late
+        if changed and row.get("member"):
+            raise TileError("its tar changed since it was planned; ingest it into a new archive")
         if changed and not self.take_changed:
             raise TileError("the file changed since it was planned; urbancross retry takes it as it is now")
         return {"image": self.reader.read(row)}
@@ -73,6 +84,21 @@ def tiling_of(config: IngestConfig) -> Tiling:
         None if config.stretch is None else Stretch.of(config.stretch),
         Resampling[config.resampling],
         Screen(config.min_valid, config.max_cloud),
+        Access(config.retry_seconds, config.sign_url),
+    )
+
+
+def asked_of(config: IngestConfig) -> Asked:
+    collections = [name.strip() for name in (config.collections or "").split(",")]
+    return Asked(
+        config.asset,
+        tuple(filter(None, collections)),
+        config.bbox,
+        config.datetime,
+        tuple(config.query or ()),
+        config.filter,
+        config.max_items,
+        signed=config.sign_url is not None,
     )
 
 
@@ -105,14 +131,14 @@ def run(config: IngestConfig) -> Balance:
         config.split, config.valid_share, config.test_share, config.seed, config.split_by, config.block_m, reach
     )
     known = {} if config.split_by == "file" else planned_splits(archive)
-    rows = sources.plan(config.source, config.images, config.domain, tiling_of(config), shares, known)
+    rows = sources.plan(config.source, config.images, config.domain, tiling_of(config), shares, known, asked_of(config))
     settings = config.model_dump(
         include={"source", "images", "domain", "tile_px", "split", "valid_share", "test_share", "seed"}
     )
-    settings["source"] = str(storage.local(config.source))
+    settings["source"] = config.source if is_remote(config.source) else str(storage.local(config.source))
     if config.split_by != "file":  # plans of an earlier version knew no other
         settings |= config.model_dump(include={"split_by", "block_m"} if config.split_by == "place" else {"split_by"})
-    settings |= said(config, {*PLANNING, *READING})
+    settings |= said(config, {*PLANNING, *READING, *ASKING})
     with lease.held(archive / "plan"):
         publish_plan(archive, rows, settings, config.shard_tiles)
     read, given = stages(config)
@@ -132,10 +158,11 @@ def planned_splits(archive: Place) -> dict[str, str]:
 
 
 def geoparquet(schema: pa.Schema) -> pa.Schema:
-    """`schema` with GeoParquet 1.1 metadata for its `geometry` column (WKB, degrees, longitude first)."""
+    """`schema` with GeoParquet 1.1 metadata: its `geometry` column (WKB, degrees, longitude first), and its boxes."""
     column = {
         "encoding": "WKB",
         "geometry_types": ["Polygon", "MultiPolygon"],
+        "covering": schemas.COVERING,
     }  # no crs: OGC:CRS84, degrees, longitude first
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     return schema.with_metadata({b"geo": json.dumps(geo).encode()})

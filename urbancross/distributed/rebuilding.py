@@ -6,7 +6,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from urbancross import config as settings
-from urbancross.distributed import auditing, captioning, embedding, features, geotagging, ingest, ranking, segmentation
+from urbancross.distributed import (
+    auditing,
+    captioning,
+    duplicates,
+    embedding,
+    features,
+    geotagging,
+    ingest,
+    ranking,
+    segmentation,
+)
 from urbancross.distributed.stages import Stage
 from urbancross.errors import ConfigError
 from urbancross.storage import Place
@@ -21,6 +31,7 @@ STAGES: dict[type[settings.WorkersConfig], Callable[[Any, Place], Iterable[Stage
     settings.RankConfig: ranking.stages,
     settings.EmbedConfig: embedding.stages,
     settings.AuditConfig: lambda told, _: auditing.stages(told),
+    settings.DuplicatesConfig: duplicates.stages,
     settings.PretrainConfig: features.stages,
     settings.AdaptConfig: features.stages,
 }

@@ -62,10 +62,15 @@ class VerifyWorker(StageWorker):
         if changed := differs(storage.made_by(found.schema), storage.made_by(self.schema)):
             problems.append(f"made with {changed}")
         if name in self.batches and not problems:
-            problems += self.remake(found, sources, self.batches[name])
+            had = set(storage.read_schema(self.archive / self.stage.output / name).names)
+            problems += self.remake(found, sources, self.batches[name], had)
         return problems, found.num_rows
 
-    def remake(self, found: pa.Table, sources: dict[str, pa.Table], number: int) -> list[str]:
+    def remake(self, found: pa.Table, sources: dict[str, pa.Table], number: int, had: set[str]) -> list[str]:
+        """
+        Args:
+            had: columns of the shard; one of an earlier version lacks some.
+        """
         batch = self.stage.batch_tiles
         start = number % max(-(-found.num_rows // batch), 1) * batch
         now = self.transform({table: rows.slice(start, batch) for table, rows in sources.items()})
@@ -74,7 +79,7 @@ class VerifyWorker(StageWorker):
             f"row {start + row:,} ({old['tile_id']}): {column} is {str(old[column])[:60]}, now {str(new[column])[:60]}"
             for row, (old, new) in enumerate(zip(then.to_pylist(), now.to_pylist(), strict=True))
             for column in self.schema.names
-            if not alike(old[column], new[column])
+            if column in had and not alike(old[column], new[column])
         ][:1]
 
 

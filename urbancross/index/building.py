@@ -19,7 +19,7 @@ from urbancross.config import IndexConfig
 from urbancross.errors import ConfigError, NotReadyError, SchemaError
 from urbancross.failpoints import hit
 from urbancross.index import gate
-from urbancross.index.codes import SAMPLE_PER_LIST, Codes, lists_for, sample_of
+from urbancross.index.codes import SAMPLE_PER_LIST, Codes, lists_for
 from urbancross.index.doubt import Calibration
 from urbancross.index.facts import facts_of
 from urbancross.index.folder import (
@@ -35,7 +35,7 @@ from urbancross.index.folder import (
     table_bytes,
 )
 from urbancross.index.gate import Queries
-from urbancross.index.vectors import Vectors
+from urbancross.index.vectors import Vectors, floats, stored
 from urbancross.progress import meter, say
 from urbancross.runs import Balance
 from urbancross.storage import PARALLEL_READS, Place
@@ -65,6 +65,9 @@ class Building:
         self.place, self.table = archive.place, archive.table
         self.segments = archive.segments if config.segments else None
         self.names = storage.shards(self.place / self.table)
+        if not config.copies:
+            tables.require_shards(self.place, "duplicates")
+            tables.check_source(self.place, "duplicates", ["copy_of"], self.names)
         self.id = uuid.uuid4().hex[:8]
 
     def made(self, held: lease.Lease) -> Balance:
@@ -81,6 +84,7 @@ class Building:
             "embeddings": self.table,
             "checkpoint": self.archive.model.fingerprint,
             "segments": self.segments,
+            "copies": self.config.copies,
         }
         published = storage.json_or_none(self.folder / MANIFEST, "index")
         old = None if self.config.rebuild else read_manifest(self.folder)
@@ -89,11 +93,12 @@ class Building:
             old = None
         known = {name for part in old["parts"] for name in part["shards"]} if old else set()
         new = [name for name in self.names if name not in known]
-        failed = sum(rows - done for done, rows in counts.values())  # and so skipped here
+        read = sum(rows for _, rows in counts.values())
+        before = sum(part["rows"] for part in old["parts"]) if old else 0
         if old and not new:
             self._sweep(old)
-            return Balance(total + failed, 0, total, failed)
-        manifest = wanted | {"parts": [*(old["parts"] if old else []), *self._parts(new, counts)]}
+            return Balance(read, 0, before, read - before)
+        manifest: dict[str, Any] = wanted | {"parts": [*(old["parts"] if old else []), *self._parts(new, counts)]}
         manifest |= {"width": self.archive.encoder.vector_width, "made_with": _versions(), "seed": self.config.seed}
         manifest |= {key: (old or {}).get(key, value) for key, value in (("trained", {}), ("trained_with", total))}
         manifest |= {"probes": 0, "rerank": 0}
@@ -108,8 +113,8 @@ class Building:
         hit("index.before-manifest")
         storage.write_json(self.folder / MANIFEST, manifest)
         self._sweep(manifest)
-        before = sum(part["rows"] for part in old["parts"]) if old else 0
-        return Balance(total + failed, total - before, before, failed)
+        held_now = sum(part["rows"] for part in manifest["parts"])
+        return Balance(read, held_now - before, before, read - held_now)
 
     def _counts(self) -> dict[str, tuple[int, int]]:
         """Of each shard, its vectors and its rows.
@@ -172,6 +177,9 @@ class Building:
         for number, name in enumerate(names):
             told = storage.read_shard(self.place / self.table / name, ["tile_id", "vector", "failure"])
             done = pc.is_null(told["failure"])
+            if not self.config.copies:
+                beside = tables.read_aligned(self.place, {self.table: [], "duplicates": ["copy_of"]}, name)
+                done = pc.and_(done, pc.is_null(beside["duplicates"]["copy_of"]))
             facts = facts_of(self.place, [name], [number])
             if not facts["tile_id"].combine_chunks().equals(told["tile_id"].combine_chunks()):
                 raise SchemaError(f"{self.place / self.table / name} does not hold the tiles of tiles/{name}")
@@ -185,16 +193,16 @@ class Building:
                 segments.append(flat.flatten().to_numpy().reshape(-1, vectors[-1].shape[1]))
             start += len(vectors[-1])
         self._write(f"{part}.facts.arrow", table_bytes(pa.concat_tables(kept).unify_dictionaries().combine_chunks()))
-        self._write(f"{part}.tiles.npy", array_bytes(np.concatenate(vectors).astype(self._dtype())))
+        self._write(f"{part}.tiles.npy", array_bytes(self._kept(np.concatenate(vectors))))
         if self.segments is not None:
             width = vectors[0].shape[1]
-            found = np.concatenate([np.empty((0, width), np.float32), *segments]).astype(self._dtype())
+            found = self._kept(np.concatenate([np.empty((0, width), np.float32), *segments]))
             self._write(f"{part}.segments.npy", array_bytes(found))
             self._write(f"{part}.segments.owners.npy", array_bytes(np.concatenate([np.empty(0, np.int64), *owners])))
         return {"rows": start, "segments": sum(map(len, segments))}
 
-    def _dtype(self) -> type[np.floating[Any]]:
-        return np.float32 if self.kind == EXACT else np.float16
+    def _kept(self, vectors: np.ndarray) -> np.ndarray:
+        return vectors if self.kind == EXACT else stored(vectors)
 
     def _code(self, manifest: dict[str, Any], old: dict[str, Any] | None) -> None:
         """Write codes of the parts that have none, by the training of the old index or by one of their own."""
@@ -209,13 +217,14 @@ class Building:
             if codes is None:
                 lists = lists_for(len(vectors))
                 say(f"index: training {lists:,} lists for {len(vectors):,} {kind}")
-                sample = sample_of(vectors.parts, SAMPLE_PER_LIST * lists, self.config.seed)
-                codes = Codes.train(sample, manifest["kind"], lists, self.config.seed)
+                rng = np.random.default_rng(self.config.seed)
+                chosen = np.sort(rng.permutation(len(vectors))[: SAMPLE_PER_LIST * lists])
+                codes = Codes.train(vectors.rows(chosen), manifest["kind"], lists, self.config.seed)
                 manifest["trained"] = manifest["trained"] | {kind: self.id}
                 self._write(f"{self.id}.{kind}.projection.npy", array_bytes(codes.projection))
-            for part, stored in list(zip(manifest["parts"], vectors.parts, strict=True))[first:]:
+            for part, rows in list(zip(manifest["parts"], vectors.parts, strict=True))[first:]:
                 name = codes_name(part["name"], kind, manifest["trained"][kind])
-                self._write(name, codes.of(np.asarray(stored, np.float32)).to_bytes())
+                self._write(name, codes.of(floats(rows)).to_bytes())
 
     def _measure(self, manifest: dict[str, Any]) -> None:
         """Choose how far to look, and measure what is found.

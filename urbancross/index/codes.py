@@ -5,7 +5,6 @@ better than those of several directions together, and the lists four times as fa
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import faiss
@@ -103,15 +102,3 @@ def _empty(kind: str, width: int, lists: int) -> Any:
 def lists_for(count: int) -> int:
     """A power of two near the root of the number of vectors: 1,024 lists for a million."""
     return 1 << max(round(math.log2(max(count, 1)) / 2), 4)
-
-
-def sample_of(parts: Sequence[np.ndarray], count: int, seed: int = 0) -> np.ndarray:
-    """Up to `count` rows of several `[n, D]`, as float32."""
-    total = sum(map(len, parts))
-    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:count])
-    found, start = [], 0
-    for part in parts:
-        mine = chosen[(chosen >= start) & (chosen < start + len(part))] - start
-        found.append(np.asarray(part[mine], np.float32))
-        start += len(part)
-    return np.concatenate(found)

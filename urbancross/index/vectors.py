@@ -6,6 +6,7 @@ import numpy as np
 
 from urbancross.index.codes import Codes
 
+STEPS = 32_767  # of an int16 that is 1: finer than float16 where a unit vector's coordinates are, and quicker to read
 BLOCK = 65_536  # vectors that are compared at a time
 FEW = 20_000  # that are all compared, where filters leave no more
 
@@ -13,7 +14,7 @@ FEW = 20_000  # that are all compared, where filters leave no more
 class Vectors:
     """
     Attributes:
-        parts: each `[n, D]`, float16 or float32, memory-mapped.
+        parts: each `[n, D]`, float32 or as `stored` in int16, memory-mapped.
         codes: of all of them, in order; None: every search compares them all.
         owners: [N] int64, ascending: the tile that each segment is of; None: the vectors are those of tiles.
     """
@@ -35,7 +36,7 @@ class Vectors:
             for i, part in enumerate(self.parts)
             if cuts[i] < cuts[i + 1]
         ]
-        return np.concatenate(found).astype(np.float32) if found else np.empty((0, self.width), np.float32)
+        return floats(np.concatenate(found)) if found else np.empty((0, self.width), np.float32)
 
     @property
     def width(self) -> int:
@@ -50,7 +51,7 @@ class Vectors:
         """The first id of a block, and its vectors as float32."""
         for start, part in zip(self.starts, self.parts, strict=False):
             for row in range(0, len(part), BLOCK):
-                yield int(start) + row, np.asarray(part[row : row + BLOCK], np.float32)
+                yield int(start) + row, floats(part[row : row + BLOCK])
 
     def scores(self, ids: np.ndarray, query: np.ndarray) -> np.ndarray:
         """`[n]` inner products of ascending ids with a query `[D]`."""
@@ -73,6 +74,16 @@ class Vectors:
             if len(ids) >= least or probes >= self.codes.lists.nlist:
                 return np.sort(ids)
             probes *= 2
+
+
+def stored(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors `[n, D]` in half the space, to 1/65,534 a coordinate."""
+    return np.rint(vectors * STEPS).clip(-STEPS, STEPS).astype(np.int16)
+
+
+def floats(rows: np.ndarray) -> np.ndarray:
+    """Rows of a part as float32."""
+    return rows.astype(np.float32) / STEPS if rows.dtype == np.int16 else np.asarray(rows, np.float32)
 
 
 def nearest(vectors: Vectors, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

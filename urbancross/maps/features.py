@@ -10,8 +10,8 @@ import pyarrow as pa
 import shapely
 
 from urbancross import globe
+from urbancross.schemas import BBOX, COVERING
 
-BBOX = pa.struct([pa.field(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # as its map calls it: way/123
@@ -24,8 +24,7 @@ SCHEMA = pa.schema(
 
 def geoparquet() -> pa.Schema:
     """`SCHEMA` with GeoParquet 1.1 metadata: QGIS, DuckDB and GeoPandas open the table, and skip row groups by bbox."""
-    covering = {"bbox": {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}}
-    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": [], "covering": covering}  # no crs: OGC:CRS84
+    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": [], "covering": COVERING}  # no crs: OGC:CRS84
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     return SCHEMA.with_metadata({b"geo": json.dumps(geo).encode()})
 

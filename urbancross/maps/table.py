@@ -16,8 +16,9 @@ import shapely
 
 from urbancross import storage
 from urbancross.errors import ConfigError, SchemaError
-from urbancross.maps.features import BBOX, SCHEMA, Features, boxes, decode, geoparquet
+from urbancross.maps.features import SCHEMA, Features, boxes, decode, geoparquet
 from urbancross.maps.order import in_order
+from urbancross.schemas import BBOX
 from urbancross.storage import Place
 
 WHOLE = ".whole.json"  # names the parts and their rows; published last

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rasterio
 from rasterio import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -17,8 +16,10 @@ from rasterio.warp import transform as warp_points
 
 from urbancross import globe
 from urbancross.errors import TileError, TileSkipped
+from urbancross.scenes import rasters
 from urbancross.scenes.grids import WEB_SIDE_M, Globe, Grid, Metres, Pixels, Square, WebMap
 from urbancross.scenes.placing import STRAY_PX, Placing, degrees, edges, gsd_m, outlines
+from urbancross.scenes.remote import PLAIN, Access, Patience, web_of
 
 EDGE_STEPS = 16  # points along a side of a scene, whose box in another system they span
 SAMPLES = 8  # points along a side of a square, which tell how much of it a scene covers
@@ -43,24 +44,29 @@ class Cell:
 
 
 @contextmanager
-def opened(scene: Any, **options: Any) -> Iterator[Any]:
+def opened(scene: str, access: Access = PLAIN) -> Iterator[Any]:
     """A raster open in rasterio.
 
     Raises:
-        TileError: it is none.
+        TileError: it is none, or it cannot be read.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            raster = rasterio.open(scene, **options)
+            raster = rasters.opened(scene, web_of(access), Patience(access.retry_s))
         except RasterioIOError as error:
             raise TileError(f"not a raster: {error}") from error
         except UnicodeDecodeError as error:
             raise TileError(
                 "its reference system has a name that is not UTF-8; give it anew with gdal_edit.py -a_srs"
             ) from error
-        with raster:
-            yield raster
+        with raster.dataset:
+            try:
+                yield raster.dataset
+            except RasterioError as error:
+                raster.check()
+                raise TileError(f"cannot be read: {plain(error)}") from error
+            raster.check()
 
 
 def cells(raster: Any, name: str, grid: Grid, min_valid: float = 1.0) -> list[Cell]:

@@ -18,9 +18,12 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from urbancross.errors import TileError, TileSkipped
+from urbancross.scenes import rasters
 from urbancross.scenes.cells import plain
 from urbancross.scenes.colours import Colours
 from urbancross.scenes.placing import Placing, gsd_m
+from urbancross.scenes.rasters import Raster
+from urbancross.scenes.remote import PLAIN, Access, Patience, web_of
 
 SAME = 1e-6  # share of a pixel's side by which two pixels may differ and be of one size
 ON_PIXEL_PX = 1e-3  # by which a corner may miss one and still be on it
@@ -66,8 +69,9 @@ class Screen:
 class Scenes:
     """Scenes that are open, the few that were read last: tiles of one scene come one after the other."""
 
-    def __init__(self, most: int = 4) -> None:
-        self.most, self.open = most, OrderedDict[tuple[str, int | None], Any]()
+    def __init__(self, access: Access = PLAIN, most: int = 4) -> None:
+        self.web, self.patience = web_of(access), Patience(access.retry_s)
+        self.most, self.open = most, OrderedDict[tuple[str, int | None], Raster]()
 
     @contextmanager
     def at(self, scene: str, overview: int | None = None) -> Iterator[Any]:
@@ -76,16 +80,24 @@ class Scenes:
             TileError: it cannot be read.
         """
         key = (scene, overview)
+        raster: Raster | None = None
         try:
             if key not in self.open:
-                self.open[key] = rasterio.open(scene, **({} if overview is None else {"overview_level": overview}))
+                level = {} if overview is None else {"overview_level": overview}
+                self.open[key] = rasters.opened(scene, self.web, self.patience, **level)
                 while len(self.open) > self.most:
                     self.open.popitem(last=False)[1].close()
             self.open.move_to_end(key)
-            yield self.open[key]
-        except (RasterioError, CPLE_BaseError) as error:
+            raster = self.open[key]
+            yield raster.dataset
+            raster.check()
+        except Exception as error:
             self.forget(scene)
-            raise TileError(f"cannot be read: {plain(error)}") from error
+            if raster is not None:
+                raster.check()
+            if isinstance(error, (RasterioError, CPLE_BaseError)):
+                raise TileError(f"cannot be read: {plain(error)}") from error
+            raise
 
     def forget(self, scene: str) -> None:
         for key in [key for key in self.open if key[0] == scene]:

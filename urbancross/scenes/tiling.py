@@ -10,10 +10,12 @@ from rasterio.crs import CRS
 from rasterio.enums import Resampling
 
 from urbancross.errors import ConfigError
+from urbancross.scenes import remote
 from urbancross.scenes.cells import Cell, cells, opened
 from urbancross.scenes.colours import BYTE, Colours, Stretch, colours_of
 from urbancross.scenes.grids import Globe, Grid, Metres, Pixels, WebMap
 from urbancross.scenes.pixels import Scenes, Screen, read_square, read_window
+from urbancross.scenes.remote import Access
 from urbancross.tiles import encode, read_image
 
 PLAIN: dict[str, Any] = {
@@ -30,6 +32,7 @@ class Tiling:
     Attributes:
         bands: of red, green and blue, or of grey; None: as a scene says.
         stretch: see `colours.colours_of`.
+        access: to scenes that lie elsewhere.
     """
 
     grid: Grid = field(default_factory=lambda: Pixels(224))
@@ -37,8 +40,9 @@ class Tiling:
     stretch: Stretch | None = None
     resampling: Resampling = Resampling.bilinear
     screen: Screen = field(default_factory=Screen)
+    access: Access = remote.PLAIN
 
-    def plan(self, scene: Path, name: str) -> list[tuple[Cell, Colours]]:
+    def plan(self, scene: Path | str, name: str) -> list[tuple[Cell, Colours]]:
         """The tiles of a scene, and how all of them are coloured.
 
         Args:
@@ -48,7 +52,7 @@ class Tiling:
             TileError: the scene cannot be used.
             TileSkipped: it has no whole tile.
         """
-        with opened(scene) as raster:
+        with opened(str(scene), self.access) as raster:
             found = cells(raster, name, self.grid, self.screen.min_valid)
             colours = colours_of(raster, self.bands, self.stretch)
             return [(cell, colours) for cell in found]
@@ -58,7 +62,7 @@ class Reader:
     """Planned rows to encoded pixels."""
 
     def __init__(self, tiling: Tiling) -> None:
-        self.tiling, self.scenes = tiling, Scenes()
+        self.tiling, self.scenes = tiling, Scenes(tiling.access)
 
     def read(self, row: dict[str, Any]) -> bytes:
         """The bytes of an image, or the pixels of a scene's tile as PNG.
@@ -68,10 +72,11 @@ class Reader:
         """
         told = row.get("colours")
         if row["window"] is None and told is None:
-            return read_image(Path(row["source"]))
+            return read_image(Path(row["source"]), row.get("member"))
         told = told or PLAIN
         colours = Colours(tuple(told["bands"]), tuple(told["low"]), tuple(told["high"]), bool(told["palette"]))
         scene = str(row["source"])
+        self.scenes.patience.restart()
         if row["window"] is not None:
             pixels, valid = read_window(self.scenes, scene, tuple(row["window"]), colours)
         else:

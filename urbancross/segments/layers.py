@@ -16,7 +16,7 @@ import shapely
 
 from urbancross import globe, schemas, storage
 from urbancross.errors import TileError
-from urbancross.maps.features import BBOX
+from urbancross.schemas import BBOX, COVERING
 from urbancross.segments import shapes
 
 DEGREES = "EPSG:4326"  # of tiles that know their bounds alone
@@ -156,6 +156,6 @@ def geo(crs: pyproj.CRS) -> bytes:
         "geometry_types": ["Polygon", "MultiPolygon"],
         "crs": crs.to_json_dict(),
         "orientation": "counterclockwise",
-        "covering": {"bbox": {name: ["bbox", name] for name in BBOX.names}},
+        "covering": COVERING,
     }
     return json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}).encode()

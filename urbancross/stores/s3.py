@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import boto3
 import pyarrow.fs
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -27,6 +28,7 @@ from botocore.exceptions import (
     IncompleteReadError,
     NoCredentialsError,
     NoRegionError,
+    ParamValidationError,
     ReadTimeoutError,
     ResponseStreamingError,
 )
@@ -107,6 +109,47 @@ def read(path: S3Path) -> tuple[bytes, str] | None:
                     return None
                 raise
     raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A range of an object: its bytes, and size and version of the whole."""
+
+    data: bytes
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a range was not given, and whether it may be soon."""
+
+    told: str
+    passing: bool
+
+
+def read_range(href: str, start: int, stop: int) -> Piece | Refusal:
+    """Bytes of an object that may be anybody's, asked for once. As other programs have it, `AWS_NO_SIGN_REQUEST=YES`
+    reads without credentials, and `AWS_REQUEST_PAYER=requester` at the reader's cost."""
+    bucket, _, key = href.removeprefix("s3://").partition("/")
+    payer = {"RequestPayer": "requester"} if os.environ.get("AWS_REQUEST_PAYER") == "requester" else {}
+    try:
+        client = _reader(os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"))
+        told = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **payer)
+        size = told.get("ContentRange", "").rpartition("/")[2] or told["ContentLength"]
+        return Piece(told["Body"].read(), int(size), told["ETag"])
+    except ClientError as error:
+        code = _code(error)
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if code in CREDENTIALS:
+            return Refusal(f"the credentials in the environment were refused ({code})", passing=False)
+        return Refusal(code, passing=status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout"))
+    except (NoCredentialsError, NoRegionError):
+        return Refusal("no AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, or AWS_NO_SIGN_REQUEST=YES", False)
+    except ParamValidationError:
+        return Refusal("no place in a bucket", passing=False)
+    except (BotoCoreError, *CUT):
+        return Refusal("no connection, or the answer was cut short", passing=True)
 
 
 def create(path: S3Path, data: bytes | memoryview) -> str | None:
@@ -289,6 +332,14 @@ def _region() -> str | None:
 @functools.cache
 def _client() -> Any:
     settings = Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, connect_timeout=10, read_timeout=60)
+    return boto3.client("s3", endpoint_url=_endpoint(), region_name=_region(), config=settings)
+
+
+@functools.cache
+def _reader(unsigned: bool) -> Any:
+    settings = Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=60, max_pool_connections=16)
+    if unsigned:
+        settings = settings.merge(Config(signature_version=UNSIGNED))
     return boto3.client("s3", endpoint_url=_endpoint(), region_name=_region(), config=settings)
 
 
