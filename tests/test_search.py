@@ -1,5 +1,7 @@
 """Exact search over shards, against brute force; and which table a name stands for."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from urbancross import schemas, search, storage, tables
 from urbancross.archive import Answer
 from urbancross.errors import ConfigError, SchemaError
-from urbancross.evidence import Evidence, Hit
+from urbancross.evidence import Evidence, Hit, with_phrases
 from urbancross.index import exact
 from urbancross.index.facts import Filters
 
@@ -232,3 +234,48 @@ def test_the_best_segment_takes_its_share_of_the_score_and_a_tile_without_any_ke
     hits = best(archive, QUERY, 20, segments="segment_embeddings@m", segment_weight=0.3)
     assert {hit.tile_id: hit.score for hit in hits} == pytest.approx(wanted, abs=1e-5)
     assert [hit.tile_id for hit in hits] == sorted(wanted, key=lambda tile: -wanted[tile])
+
+
+def test_the_middle_of_bounds_lies_between_them_across_the_antimeridian_too():
+    assert search.middle([10, 0, 20, 10]) == (15, 5)
+    assert search.middle([179, 0, -177, 2]) == (-179, 1)
+    assert search.middle([176, 0, -179, 2]) == (178.5, 1)
+
+
+def test_a_hit_is_told_by_its_phrase_or_what_else_is_known_of_it():
+    hit = Hit(1, "t", 0.5, None, [179, 0, -177, 2], ["a lake. A road."], ["natural=water"], "s", 0, datetime="2024")
+    assert search.known(replace(hit, phrase="A road")) == "A road · -179.0000, 1.0000 · 2024"
+    assert search.known(hit) == "a lake. A road. · -179.0000, 1.0000 · 2024"
+    assert search.known(replace(hit, captions=[], bounds=None, datetime=None)) == "natural=water"
+    assert search.known(replace(hit, captions=[], tags=[], bounds=None, datetime=None)) == ""
+
+
+class Words:
+    """A vector for each word, as a text encoder would say it, with further coordinates that a query bank adds."""
+
+    width = 3
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        told = {"lake": [1, 0, 0, 9], "wood": [0, 1, 0, -9], "road": [0, 0, 1, 0]}
+        return np.array([told[text] for text in texts], np.float32)
+
+
+def test_the_phrase_that_fits_best_is_chosen_from_all_captions_of_a_tile():
+    hits = [
+        Hit(1, "a", 0.5, None, None, ["lake, wood", "road"], [], "s", 0, number=0),
+        Hit(2, "b", 0.4, None, None, ["road"], [], "s", 1, number=1),
+        Hit(3, "c", 0.3, None, None, [], [], "s", 2, number=2),
+    ]
+    query = np.array([0.1, 0.9, 0.2, -1], np.float32)  # hubness counts for nothing here
+    assert [hit.phrase for hit in with_phrases(hits, query, Words())] == ["wood", "road", None]
+    assert [hit.phrase for hit in with_phrases(hits[2:], query, Words())] == [None]
+
+
+def test_tiles_are_numbered_in_the_order_of_the_archive(archive: Path):
+    evidence = Evidence(archive)
+    for number in range(15):
+        found = evidence.address(number)
+        assert found == (f"part-{number // 5:05d}.parquet", number % 5)
+        (hit,) = evidence.hits([exact.Found(0.5, *found)], QUERY)
+        assert (hit.number, hit.tile_id, hit.domain) == (number, f"t{number}", "d")
+    assert (evidence.address(15), evidence.address(-1), evidence.total) == (None, None, 15)

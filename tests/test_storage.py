@@ -221,3 +221,35 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert storage.sweep(tmp_path) == 1
     assert everything_in(tmp_path) == [".lease.json", "notes.tmp", "part-00000.parquet"]
+
+
+def test_a_row_is_read_from_whichever_group_holds_it(tmp_path):
+    table = pa.table({"n": list(range(600)), "text": [f"x{i}" for i in range(600)]})  # groups of 256
+    storage.publish_shard(tmp_path / "part.parquet", table)
+    for row in (0, 255, 256, 511, 512, 599):
+        assert storage.read_row(tmp_path / "part.parquet", ["text"], row) == {"text": f"x{row}"}
+    with pytest.raises(SchemaError, match="part.parquet has 600 rows, row 600 wanted; remove it and run the job again"):
+        storage.read_row(tmp_path / "part.parquet", ["n"], 600)
+    with pytest.raises(SchemaError, match="part.parquet has no column other; remove it and run the job again"):
+        storage.read_row(tmp_path / "part.parquet", ["n", "other"], 3)
+    (tmp_path / "bad.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(SchemaError, match="bad.parquet is not a shard as wanted"):
+        storage.read_row(tmp_path / "bad.parquet", ["n"], 0)
+
+
+def test_a_local_file_is_read_where_it_lies(tmp_path):
+    assert storage.fetched(tmp_path / "file") == tmp_path / "file"
+    assert everything_in(tmp_path) == []
+
+
+def test_a_file_of_s3_is_fetched_once_and_whole(tmp_path, monkeypatch, bucket, s3_proxy):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    storage.create(bucket / "a" / "file.npy", b"of a")
+    storage.create(bucket / "b" / "file.npy", b"of b")
+    paths = [storage.fetched(bucket / folder / "file.npy") for folder in ("a", "b", "a", "b")]
+    assert [path.read_bytes() for path in paths] == [b"of a", b"of b", b"of a", b"of b"]
+    assert [path.name for path in paths] == ["file.npy"] * 4
+    assert sum(request.startswith("GET ") and "file.npy" in request for request in s3_proxy.seen) == 2
+    assert [name for name in everything_in(tmp_path) if name.endswith(".tmp")] == []
+    with pytest.raises(FileNotFoundError, match="absent.npy"):
+        storage.fetched(bucket / "absent.npy")

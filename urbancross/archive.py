@@ -31,7 +31,8 @@ class Answer:
         hits: best first.
         compared: tiles that the filters left to look in.
         by: `exact`, or the codes of the index.
-        doubt: whether anything matches at all; None: the query is more than texts, or no index was calibrated.
+        doubt: whether anything matches at all; None: segments count, the query is more than texts, or no index was
+            calibrated.
     """
 
     hits: list[Hit]
@@ -172,17 +173,24 @@ class Archive:
                 f"--segment-weight: {self.place} has no segment embeddings by {self.model.name}; make them with: "
                 f"urbancross embed --archive {self.place} --checkpoint {self.model.name} --segments ..."
             )
-        found = self._candidates(query, filters, segment_weight, max(top, TILES))
+        index = self.index
+        if index is not None and segment_weight and index.manifest["segments"] != self.segments:
+            index = None  # it was made without segments, or of others
+        found = self._candidates(index, query, filters, segment_weight, max(top, TILES))
         doubt = None
-        if self.index is not None and is_text and found.found and (told := self.index.manifest["nothing_matches"]):
-            doubt = Calibration(**told).judge(np.array([tile.score for tile in found.found]))
+        if index is not None and is_text and not segment_weight and found.found:
+            told = index.manifest["nothing_matches"]
+            doubt = Calibration(**told).judge(np.array([tile.score for tile in found.found])) if told else None
         hits = self.evidence.hits(found.found[:top], query, self.encoder)
-        return Answer(hits, found.compared, self.index.kind if self.index else EXACT, doubt)
+        return Answer(hits, found.compared, index.kind if index else EXACT, doubt)
 
-    def _candidates(self, query: np.ndarray, filters: Filters, segment_weight: float, top: int) -> Candidates:
-        parts = [best(self.place, self.table, query, top, filters, self.segments, segment_weight, self._others)]
-        if self.index is not None:
-            parts.append(self.index.best(query, top, filters, segment_weight))
+    def _candidates(
+        self, index: Index | None, query: np.ndarray, filters: Filters, segment_weight: float, top: int
+    ) -> Candidates:
+        names = self._others if index else None
+        parts = [best(self.place, self.table, query, top, filters, self.segments, segment_weight, names)]
+        if index is not None:
+            parts.append(index.best(query, top, filters, segment_weight))
         found = first([tile for part in parts for tile in part.found], top)
         return Candidates(found, sum(part.compared for part in parts))
 
@@ -238,11 +246,12 @@ def box_of(bbox: Sequence[float]) -> globe.Bounds:
     Raises:
         ConfigError: these are no bounds, or those of nothing.
     """
-    found = tuple(map(float, bbox))
+    try:
+        found = tuple(map(float, bbox))
+    except (TypeError, ValueError):
+        found = ()
     if len(found) != 4 or not globe.are_bounds(*found) or found[0] == found[2] or found[1] == found[3]:
-        raise ConfigError(
-            f"bbox {list(bbox)}: want west, south, east, north in degrees, such as 24.9, 60.1, 25.0, 60.2"
-        )
+        raise ConfigError(f"bbox {bbox}: want west, south, east, north in degrees, such as 24.9, 60.1, 25.0, 60.2")
     return found
 
 

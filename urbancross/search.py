@@ -23,7 +23,8 @@ PICTURE_CELLS = 24  # characters that a picture is wide; half as many lines high
 
 
 def run(config: SearchConfig) -> None:
-    if not (config.text and config.text.strip()) and not (config.image or config.plus or config.like):
+    text = (config.text or "").strip() or None
+    if not text and not (config.image or config.plus or config.like):
         raise ConfigError(
             'say what to look for: urbancross search --archive A "a harbour with many boats", or --image FILE'
         )
@@ -37,7 +38,7 @@ def run(config: SearchConfig) -> None:
         indexed=not config.exact,
     )
     answer = archive.search(
-        config.text,
+        text,
         image=config.image,
         plus=config.plus or (),
         minus=config.minus or (),
@@ -64,7 +65,7 @@ def run(config: SearchConfig) -> None:
         }
         print(json.dumps(told, indent=2))
         return
-    wanted = [config.text, config.image, *(config.plus or ()), *(config.like or ())]
+    wanted = [text, config.image, *(config.plus or ()), *(config.like or ())]
     unwanted = [*(config.minus or ()), *(config.unlike or ())]
     show(answer, " and ".join(filter(None, wanted)) + "".join(f", not {name}" for name in unwanted))
     console = Console()

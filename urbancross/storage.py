@@ -165,6 +165,8 @@ def read_row(path: Place, columns: list[str], row: int) -> dict[str, Any]:
         StorageError: the file cannot be read.
     """
     with parquet(path) as file:
+        if lacking := sorted(set(columns) - set(file.schema_arrow.names)):
+            raise SchemaError(f"{path} has no column {lacking[0]}; remove it and run the job again")
         start = 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows

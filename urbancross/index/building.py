@@ -22,7 +22,18 @@ from urbancross.index import gate
 from urbancross.index.codes import SAMPLE_PER_LIST, Codes, lists_for
 from urbancross.index.doubt import Calibration
 from urbancross.index.facts import facts_of
-from urbancross.index.folder import EXACT, FORMAT, MANIFEST, Index, array_bytes, folder_of, read_manifest, table_bytes
+from urbancross.index.folder import (
+    EXACT,
+    FORMAT,
+    MANIFEST,
+    Index,
+    array_bytes,
+    codes_name,
+    files_of,
+    folder_of,
+    read_manifest,
+    table_bytes,
+)
 from urbancross.index.gate import Queries
 from urbancross.index.vectors import Vectors, floats, stored
 from urbancross.progress import meter, say
@@ -77,7 +88,7 @@ class Building:
         }
         published = storage.json_or_none(self.folder / MANIFEST, "index")
         old = None if self.config.rebuild else read_manifest(self.folder)
-        if old is not None and (why := _outdated(old, wanted, counts, total) or self._joined_by(old)):
+        if old is not None and (why := self._outdated_by(old, wanted, counts, total)):
             say(f"index: made anew, since {why}")
             old = None
         known = {name for part in old["parts"] for name in part["shards"]} if old else set()
@@ -85,6 +96,7 @@ class Building:
         read = sum(rows for _, rows in counts.values())
         before = sum(part["rows"] for part in old["parts"]) if old else 0
         if old and not new:
+            self._sweep(old)
             return Balance(read, 0, before, read - before)
         manifest: dict[str, Any] = wanted | {"parts": [*(old["parts"] if old else []), *self._parts(new, counts)]}
         manifest |= {"width": self.archive.encoder.vector_width, "made_with": _versions(), "seed": self.config.seed}
@@ -145,8 +157,14 @@ class Building:
         """Shards of the tables that add to what is known of a tile."""
         return {table: set(storage.shards(self.place / table)) for table in filter(None, ("geotags", self.segments))}
 
-    def _joined_by(self, old: dict[str, Any]) -> str | None:
-        """Which of these tables has grown beside shards that are in the index; None: no one."""
+    def _outdated_by(
+        self, old: dict[str, Any], wanted: dict[str, Any], counts: dict[str, tuple[int, int]], total: int
+    ) -> str | None:
+        """Why an index cannot be appended to; None: it can."""
+        if why := _outdated(old, wanted, counts, total):
+            return why
+        if lacking := sorted(files_of(old) - set(storage.names(self.folder))):
+            return f"{lacking[0]} is gone"
         for table, have in self._beside().items():
             for part in old["parts"]:
                 if len(have & part["shards"].keys()) != part["beside"].get(table, 0):
@@ -192,7 +210,7 @@ class Building:
         trained = Index(self.folder, old) if old else None
         for kind in ("tiles", "segments") if self.segments is not None else ("tiles",):
             vectors: Vectors = getattr(bare, kind)
-            if not len(vectors):
+            if vectors.few and kind not in manifest["trained"]:
                 continue
             codes = getattr(trained, kind).codes if trained is not None and kind in manifest["trained"] else None
             first = len(old["parts"]) if codes is not None and old else 0
@@ -205,7 +223,8 @@ class Building:
                 manifest["trained"] = manifest["trained"] | {kind: self.id}
                 self._write(f"{self.id}.{kind}.projection.npy", array_bytes(codes.projection))
             for part, rows in list(zip(manifest["parts"], vectors.parts, strict=True))[first:]:
-                self._write(f"{part['name']}.{kind}.codes", codes.of(floats(rows)).to_bytes())
+                name = codes_name(part["name"], kind, manifest["trained"][kind])
+                self._write(name, codes.of(floats(rows)).to_bytes())
 
     def _measure(self, manifest: dict[str, Any]) -> None:
         """Choose how far to look, and measure what is found.
@@ -269,16 +288,17 @@ class Building:
 
     def _sweep(self, manifest: dict[str, Any] | None) -> None:
         """Remove files that are no part of an index."""
-        ids = {part["name"] for part in manifest["parts"]} | set(manifest["trained"].values()) if manifest else set()
+        kept = {MANIFEST, *(files_of(manifest) if manifest else ())}
         for name in storage.names(self.folder):
-            if not name.startswith(".") and name != MANIFEST and name.partition(".")[0] not in ids:
+            if not name.startswith(".") and name not in kept:
                 storage.remove(self.folder / name)
+        storage.sweep(self.folder)
 
 
 def _outdated(
     old: dict[str, Any], wanted: dict[str, Any], counts: dict[str, tuple[int, int]], total: int
 ) -> str | None:
-    """Why an index cannot be appended to; None: it can."""
+    """Why an index cannot be appended to, by what it says of itself."""
     for key, value in wanted.items():
         if old[key] != value:
             return f"it has {key} {old[key]}, now {key} {value}"
@@ -305,7 +325,7 @@ def _groups(names: Sequence[str], counts: dict[str, tuple[int, int]]) -> Iterato
 
 
 def _matrix(vectors: pa.ChunkedArray) -> np.ndarray:
-    return vectors.combine_chunks().flatten().to_numpy().reshape(len(vectors), -1)
+    return vectors.combine_chunks().flatten().to_numpy().reshape(len(vectors), vectors.type.list_size)
 
 
 def _in_words(found: dict[str, float]) -> str:

@@ -54,7 +54,8 @@ class Codes:
         """The codes of `[n, D]` vectors, by the same training."""
         lists = faiss.clone_index(self.lists)
         lists.reset()
-        lists.add(vectors @ self.projection)
+        if len(vectors):  # binary codes of none are an error to faiss
+            lists.add(vectors @ self.projection)
         return Codes(self.projection, lists)
 
     def append(self, other: "Codes") -> None:

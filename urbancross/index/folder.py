@@ -2,9 +2,9 @@
 
     index@NAME/manifest.json             which files are the index, swapped in one step; all others are left-overs
     index@NAME/PART.facts.arrow          what is known of each vector's tile: `facts.FACTS`
-    index@NAME/PART.tiles.npy            vectors [n, D]; PART.tiles.codes their codes
+    index@NAME/PART.tiles.npy            vectors [n, D]; PART.tiles.ID.codes their codes
     index@NAME/PART.segments.npy         likewise of segments; PART.segments.owners.npy the tile of each, in the part
-    index@NAME/ID.tiles.projection.npy   what codes are made with
+    index@NAME/ID.tiles.projection.npy   what codes are made with, by the training ID
 
 A file is never written again, so those of S3 are fetched once to a machine and mapped from there.
 """
@@ -85,7 +85,7 @@ class Index:
         projection = np.array(_array(_file(self.folder, f"{trained}.{kind}.projection.npy")))
         codes: Codes | None = None
         for part in self.manifest["parts"]:
-            found = Codes.from_bytes(projection, _bytes(_file(self.folder, f"{part['name']}.{kind}.codes")))
+            found = Codes.from_bytes(projection, _bytes(_file(self.folder, codes_name(part["name"], kind, trained))))
             if codes is None:
                 codes = found
             else:
@@ -148,6 +148,20 @@ def read_manifest(folder: Place) -> dict[str, Any] | None:
     if manifest is not None and (not isinstance(manifest, dict) or manifest.get("format") != FORMAT):
         raise ConfigError(f"{folder} is of another version of urbancross; make it again: urbancross index --rebuild")
     return manifest
+
+
+def codes_name(part: str, kind: str, trained: str) -> str:
+    return f"{part}.{kind}.{trained}.codes"
+
+
+def files_of(manifest: dict[str, Any]) -> set[str]:
+    """Names of all that a manifest is of."""
+    parts = [part["name"] for part in manifest["parts"]]
+    kept = [".facts.arrow", ".tiles.npy", *([".segments.npy", ".segments.owners.npy"] if manifest["segments"] else [])]
+    found = {part + what for part in parts for what in kept}
+    for kind, trained in manifest["trained"].items():
+        found |= {f"{trained}.{kind}.projection.npy", *(codes_name(part, kind, trained) for part in parts)}
+    return found
 
 
 def array_bytes(values: np.ndarray) -> memoryview:

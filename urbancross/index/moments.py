@@ -1,5 +1,6 @@
 """Times as archives tell them: a year, a month, a day, a moment or an interval of these, as spans in microseconds."""
 
+import calendar
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -7,7 +8,9 @@ from urbancross.errors import ConfigError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
-PARTS = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?$")
+DAY = timedelta(days=1) // MICROSECOND
+DATE = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?$")
+COMPACT = re.compile(r"(\d{4})(\d{2})(\d{2})$")
 
 Span = tuple[int, int]  # first and last microsecond since 1970, both within
 
@@ -30,16 +33,15 @@ def span_of(text: str) -> Span:
 
 
 def _span(text: str) -> Span:
-    if parts := PARTS.match(text):
-        year, month, day = (int(part) if part else None for part in parts.groups())
-        start = datetime(year or 1, month or 1, day or 1, tzinfo=UTC)
-        if day is not None:
-            end = start + timedelta(days=1)
-        elif month is not None:
-            end = (start + timedelta(days=31)).replace(day=1)
-        else:
-            end = (start + timedelta(days=366)).replace(month=1, day=1)
-        return _microseconds(start), _microseconds(end) - 1
+    if date := DATE.match(text) or COMPACT.match(text):
+        year, month, day = (int(part or 1) for part in date.groups())
+        first = datetime(year, month, day, tzinfo=UTC)
+        last = first if date[2] else first.replace(month=12)
+        if not date[3]:
+            last = last.replace(day=calendar.monthrange(year, last.month)[1])
+        return _microseconds(first), _microseconds(last) + DAY - 1
+    if "W" in text.upper():  # of a week, Python would take the first moment
+        raise ValueError(f"{text} is a week")
     moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return _microseconds(moment), _microseconds(moment)

@@ -42,6 +42,11 @@ class Vectors:
     def width(self) -> int:
         return int(self.parts[0].shape[1]) if self.parts else 0
 
+    @property
+    def few(self) -> bool:
+        """So few that all are compared, with codes or without."""
+        return len(self) <= FEW
+
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """The first id of a block, and its vectors as float32."""
         for start, part in zip(self.starts, self.parts, strict=False):

@@ -13,6 +13,7 @@ from urbancross.errors import StorageError
 from urbancross.failpoints import writing
 
 LOCK_DEADLINE_S = 30.0
+SWEPT = (".parquet", ".arrow", ".npy", ".codes")
 FULL = {errno.ENOSPC, errno.EDQUOT}
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -103,8 +104,9 @@ def age_s(path: Path) -> float:
 
 def sweep(folder: Path) -> int:
     """Remove what killed writers left; a writer that still lives finds its file gone and stops."""
-    # Shards alone: another run may be asking for the lease just now.
-    left = [name for name in names(folder) if name.startswith(".") and ".parquet-" in name and name.endswith(".tmp")]
+    # These alone: another run may be asking for the lease just now.
+    begun = [name for name in names(folder) if name.startswith(".") and name.endswith(".tmp")]
+    left = [name for name in begun if any(f"{kind}-" in name for kind in SWEPT)]
     for name in left:
         (folder / name).unlink(missing_ok=True)
     return len(left)
