@@ -8,6 +8,7 @@ from urbancross.index.codes import Codes
 
 STEPS = 32_767  # of an int16 that is 1: finer than float16 where a unit vector's coordinates are, and quicker to read
 BLOCK = 65_536  # vectors that are compared at a time
+IN_CACHE = 512  # that are turned into float32 at a time
 FEW = 20_000  # that are all compared, where filters leave no more
 
 
@@ -55,7 +56,7 @@ class Vectors:
 
     def scores(self, ids: np.ndarray, query: np.ndarray) -> np.ndarray:
         """`[n]` inner products of ascending ids with a query `[D]`."""
-        found = [self.rows(ids[i : i + BLOCK]) @ query for i in range(0, len(ids), BLOCK)]
+        found = [self.rows(ids[i : i + IN_CACHE]) @ query for i in range(0, len(ids), IN_CACHE)]
         return np.concatenate(found) if found else np.empty(0, np.float32)
 
     def near(self, query: np.ndarray, count: int, probes: int, allowed: np.ndarray | None, least: int) -> np.ndarray:
@@ -83,7 +84,11 @@ def stored(vectors: np.ndarray) -> np.ndarray:
 
 def floats(rows: np.ndarray) -> np.ndarray:
     """Rows of a part as float32."""
-    return rows.astype(np.float32) / STEPS if rows.dtype == np.int16 else np.asarray(rows, np.float32)
+    if rows.dtype != np.int16:
+        return np.asarray(rows, np.float32)
+    found = rows.astype(np.float32)
+    found /= STEPS
+    return found
 
 
 def nearest(vectors: Vectors, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
