@@ -13,6 +13,7 @@ import numpy as np
 SAMPLE_PER_LIST = 50  # vectors that a list's centre is the mean of, about
 ROUNDS = 8  # of k-means
 LEAST_WIDTH = 64  # below it, vectors are coded as they are
+EVEN = 16  # directions are filled up with none to a multiple of it: with 4 or 6, faiss 1.15.1 writes past its memory
 
 # Of the width of the vectors, the share that is coded: pq, 4 bits a direction of what the centre leaves; int8, a byte;
 # binary, a bit and two floats a vector (RaBitQ, arXiv 2405.12497).
@@ -44,8 +45,9 @@ class Codes:
         if kind == "binary":  # whose bits want directions that all say the same
             turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(coded, coded)))
             projection = projection @ turn
+        projection = np.pad(projection, ((0, 0), (0, -coded % EVEN)))
         projection = np.ascontiguousarray(projection, np.float32)
-        index = _empty(kind, coded, lists)
+        index = _empty(kind, projection.shape[1], lists)
         index.cp.niter, index.cp.seed = ROUNDS, seed
         index.train(sample @ projection)
         return cls(projection, index)
