@@ -207,9 +207,8 @@ def _planned(scenes: list[Scene], source: str, domain: str, tiling: Tiling) -> l
         found = list((pool.map if any(scene.is_remote for scene in scenes) else map)(plan_one, scenes))
     rows = [row for rows in found for row in rows]
     if all(row["failure"] is not None for row in rows):
-        first = scenes[0].source if scenes[0].problem is None else scenes[0].name
         why = rows[0]["failure"].partition(":")[2]
-        raise ConfigError(f"--source {source}: no scene can be used, {Path(first).name}: {why}")
+        raise ConfigError(f"--source {source}: no scene can be used, {Path(scenes[0].source).name}: {why}")
     return rows
 
 
