@@ -32,6 +32,7 @@ BLOCKS = 256  # kept of a file
 BETWEEN = "\n"  # hrefs of a scene whose red, green and blue are files of their own
 GDAL_TYPES = {"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32",
               "int32": "Int32", "float32": "Float32", "float64": "Float64"}  # fmt: skip
+os.environ.setdefault("GDAL_CACHEMAX", "128")  # MB of decoded blocks in a process; GDAL's own is 5 % of all memory
 NUMBERS = itertools.count()
 OPEN: "weakref.WeakSet[Raster]" = weakref.WeakSet()
 
