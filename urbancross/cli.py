@@ -22,6 +22,7 @@ HOMES = ("home", "archive", "target")  # settings that name where a run is recor
 class Verb:
     kind: type[settings.Config]
     run: str  # "module:function", imported when called
+    recorded: bool = True  # in a run folder; one that only reads writes none, however long it goes on
 
     @property
     def summary(self) -> str:
@@ -43,6 +44,7 @@ VERBS = {
     "explain": Verb(settings.ExplainConfig, "urbancross.explain:run"),
     "index": Verb(settings.IndexConfig, "urbancross.index.building:run"),
     "search": Verb(settings.SearchConfig, "urbancross.search:run"),
+    "serve": Verb(settings.ServeConfig, "urbancross.serve.running:run", recorded=False),
     "evaluate": Verb(settings.EvaluateConfig, "urbancross.distributed.evaluation:run"),
     "audit-splits": Verb(settings.AuditConfig, "urbancross.distributed.auditing:run"),
     "duplicates": Verb(settings.DuplicatesConfig, "urbancross.distributed.duplicates:run"),
@@ -84,7 +86,7 @@ def call(verb: str, config: settings.Config) -> runs.Balance | None:
     """Run a verb; its balance goes to its last line, and with what it was asked and said into its run folder."""
     module, function = VERBS[verb].run.split(":")
     home = next((found for name in HOMES if (found := getattr(config, name, None))), None)
-    if home is None:
+    if home is None or not VERBS[verb].recorded:
         balance: runs.Balance | None = getattr(importlib.import_module(module), function)(config)
     else:
         journal = runs.Journal(storage.place(home), verb, config.model_dump())

@@ -14,6 +14,7 @@ from urbancross.config.asking import (
     ReportConfig,
     RetryConfig,
     SearchConfig,
+    ServeConfig,
     VerifyConfig,
 )
 from urbancross.config.base import ArchiveConfig, Config, MakerConfig, StageConfig, WorkersConfig
@@ -49,6 +50,7 @@ __all__ = [
     "RetryConfig",
     "SearchConfig",
     "SegmentConfig",
+    "ServeConfig",
     "StageConfig",
     "TrainingConfig",
     "TuneConfig",
