@@ -141,7 +141,10 @@ class ServeConfig(ArchiveConfig):
 
 
 class ReportConfig(Config):
-    """Write one self-contained HTML page on an adaptation: counts, metrics, curves, domain gap, pictures."""
+    """Write one self-contained HTML page on an adaptation: counts, metrics, curves, domain gap, pictures.
+
+    `--map` writes another page, that searches one archive offline, on a map: urbancross report --map --help.
+    """
 
     source: str
     """The source archive."""

@@ -31,8 +31,8 @@
     byId("models").hidden = archive.models.length < 2;
     byId("of-picture").hidden = !source.upload;
     if (archive.since) {
-      fields.since.placeholder = archive.since.slice(0, 10);
-      fields.until.placeholder = (archive.until || archive.since).slice(0, 10);
+      fields.since.placeholder = archive.since.slice(0, 7);
+      fields.until.placeholder = (archive.until || archive.since).slice(0, 7);
     }
     const most = (archive.limits && archive.limits.top) || 200;
     options(fields.top, [20, 40, 100, 200].filter((n) => n <= most).map((n) => [String(n), String(n)]));

@@ -99,10 +99,9 @@
           }
         });
         if (move && shown.size) {
-          const all = [...shown.values()].map((tile) => tile.bounds);
-          map.fitBounds(all.reduce((sum, one) => sum.extend(one), L.latLngBounds(all[0])), {
-            animate: !calm, maxZoom: 15, padding: [24, 24],
-          });
+          const all = new L.LatLngBounds();
+          for (const tile of shown.values()) all.extend(tile.bounds);
+          map.fitBounds(all, { animate: !calm, maxZoom: 15, padding: [24, 24] });
         }
         arrange();
       },

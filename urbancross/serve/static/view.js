@@ -62,6 +62,11 @@
         },
       });
       this.showMap(activate, open);
+      byId("examples").append(
+        ...(archive.examples || []).map((text) =>
+          house.el("button", { type: "button", onclick: () => ask({ ...this.asked, text }) }, text),
+        ),
+      );
       this.showDownloads();
       house.uploads(files);
       this.listen();
@@ -291,7 +296,7 @@
     const [{ answer }] = columns;
     const took = Math.max(...columns.map((column) => column.answer.ms || 0));
     if (!answer.hits.length) return "No tile to compare with: the filters leave none.";
-    const by = answer.by === "exact" ? "each in full" : `by ${answer.by} codes`;
+    const by = answer.how || (answer.by === "exact" ? "each in full" : `by ${answer.by} codes`);
     return `${answer.hits.length} of ${house.counted(answer.compared, "tile", "tiles")}, compared ${by} · ${took.toFixed(0)} ms`;
   }
 
