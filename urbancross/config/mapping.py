@@ -10,7 +10,7 @@ from urbancross.config.base import ArchiveConfig, Split
 class MapConfig(ArchiveConfig):
     """Write one offline HTML page that searches up to 100,000 tiles of an archive, on a map and as pictures.
 
-    It needs no server and no model: vectors are reduced, and typed words are matched with the phrases of captions, whose
+    It needs no server and no model: vectors are reduced, and typed words are matched with phrases of captions, whose
     vectors it holds.
     """
 
@@ -29,7 +29,7 @@ class MapConfig(ArchiveConfig):
     sample: PositiveInt | None = None
     """Only so many tiles of those, chosen by seed."""
     pictures_mib: NonNegativeFloat = 20
-    """Room for pictures in the page. Where not all tiles have room for one, those that do are spread over the archive."""
+    """Room for pictures in the page; where not all have room, those that do are spread over the archive."""
     directions: int = Field(default=64, ge=2, le=1024)
     """Coordinates that are kept of a vector, a byte each: those along which the archive's vectors vary most."""
     phrases: NonNegativeInt = 4000

@@ -8,9 +8,9 @@ import numpy as np
 
 LEAST = 3  # letters of a word that is a phrase of its own
 WORDS_SHARE = 4  # of so many phrases, one may be a single word
-STOP = tuple(
-    ["a", "an", "and", "are", "as", "at", "be", "beside", "by", "few", "for", "from", "has", "have", "in", "into", "is", "it", "its", "many", "near", "next", "of", "on", "or", "other", "several", "some", "that", "the", "their", "there", "these", "this", "to", "two", "three", "four", "five", "very", "was", "were", "where", "which", "while", "with"]
-)
+IDLE = """a an and are as at be beside by few for from has have in into is it its many near next of on or other several
+some that the their there these this to two three four five very was were where which while with"""
+STOP = tuple(IDLE.split())  # words that tell little
 
 
 def words_of(text: str) -> list[str]:
@@ -39,7 +39,7 @@ def _commonest(counts: Mapping[str, int], most: int) -> list[str]:
 def best_parts(
     told: Sequence[Sequence[str]], looks: np.ndarray, known: Mapping[str, int], texts: np.ndarray, most: int
 ) -> list[list[str]]:
-    """Of each tile's phrases, the `most` that say best how it looks; those without a vector come last, as they are said.
+    """Of each tile's phrases, the `most` that say best how it looks; those without a vector come last, in order.
 
     Args:
         told: the phrases of N tiles.

@@ -27,7 +27,7 @@ class Codes:
 def directions(vectors: np.ndarray, most: int) -> np.ndarray:
     """The orthonormal directions `[d, D]` that keep most of vectors `[N, D]`, d = min(most, D), the chief first.
 
-    No mean is taken off, so that a product with a vector is kept whatever it is of: the mean is a direction like others.
+    No mean is taken off: it is a direction like others, and so products with any vector are kept.
     """
     width = vectors.shape[1]
     moment = np.zeros((width, width))

@@ -2,8 +2,8 @@
 (function (house) {
   "use strict";
 
-  const PICTURE_PX = 24; // a tile that is as wide on the map shows its picture
-  const DOT_PX = 14; // one that is smaller is a dot
+  const PICTURE_PX = 16; // a tile that is as wide on the map shows its picture
+  const DOT_PX = 10; // one that is smaller is a dot
   const NEAREST = 17; // zoom that single tiles are shown at
 
   /**
@@ -16,10 +16,11 @@
     const calm = house.isCalm();
     const map = L.map(element, {
       attributionControl: false, fadeAnimation: false, inertia: !calm, markerZoomAnimation: !calm, maxBoundsViscosity: 1,
-      maxBounds: [[-88, -540], [88, 540]], maxZoom: 19, minZoom: 1, zoomAnimation: !calm, zoomSnap: 0.5,
+      maxBounds: [[-88, -540], [88, 540]], maxZoom: 19, minZoom: 1, zoomAnimation: !calm, zoomControl: false, zoomSnap: 0.25,
     });
     map.fitBounds(latLngs(archive.bounds), { padding: [16, 16], maxZoom: 13 });
-    L.control.scale({ imperial: false }).addTo(map);
+    L.control.zoom({ position: "topright" }).addTo(map);
+    L.control.scale({ imperial: false, position: "bottomright" }).addTo(map);
     house.base.addLand(map);
     house.base.addGraticule(map);
     source.places().then((told) => house.base.addPlaces(map, told.cells), () => {});
