@@ -1,7 +1,6 @@
-"""The application: its addresses, and what each answers. Nothing of a request reaches a path, and nothing is written."""
+"""The application: its addresses, and what each answers. Nothing of a request reaches a path, nothing is written."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from urbancross.evidence import Hit
 from urbancross.segments import shapes
 from urbancross.serve import asked as asking
 from urbancross.serve import downloads, pictures, summary
-from urbancross.serve.guard import Guard
+from urbancross.serve.guard import UNFORESEEN, Guard
 from urbancross.serve.library import Library, Served
 from urbancross.serve.limits import QUERY_BYTES, Limited, Rates, Turns
 from urbancross.serve.newest import Newest
@@ -131,24 +130,22 @@ class Answers:
         return {"picture": self.library.remember(pictures.uploaded(body))}
 
     def picture(self, number: str, px: int) -> File:
-        key = (number, px)
-        if (kept := self._jpegs.get(key)) is not None:
-            return kept
         archive = self.library.first
         shard, row = address(archive, number)
+        if (kept := self._jpegs.get((shard, row, px))) is not None:
+            return kept
         try:
             found = File.of(pictures.jpeg(self._image(archive, shard, row), px), "image/jpeg")
         except TileError:
             raise Refused(404, "this tile's picture cannot be read") from None
-        self._jpegs.put(key, found, len(found.data))
+        self._jpegs.put((shard, row, px), found, len(found.data))
         return found
 
     def outlines(self, number: str, model: str | None) -> dict[str, Any]:
         archive = self.library.of(model)
-        key = (archive.key, number)
-        if (kept := self._outlines.get(key)) is not None:
-            return kept
         shard, row = address(archive, number)
+        if (kept := self._outlines.get((archive.key, shard, row))) is not None:
+            return kept
         segments = archive.kept.cut(shard, row)
         try:
             if segments:
@@ -159,7 +156,7 @@ class Answers:
             found = {"size": size, "segments": [drawn(segment) for segment in segments]}
         except TileError:
             raise Refused(404, "this tile's segments cannot be drawn") from None
-        self._outlines.put(key, found)
+        self._outlines.put((archive.key, shard, row), found)
         return found
 
     def _image(self, archive: Served, shard: str, row: int) -> bytes:
@@ -195,14 +192,8 @@ def model_of(archive: Served) -> dict[str, Any]:
 
 
 def told(hit: Hit) -> dict[str, Any]:
-    """A hit as it is sent; JSON knows no NaN."""
-    found = asdict(hit)
-    del found["shard"], found["row"]
-    if found["gsd_m"] is not None and not math.isfinite(found["gsd_m"]):
-        found["gsd_m"] = None
-    if found["bounds"] is not None and not all(map(math.isfinite, found["bounds"])):
-        found["bounds"] = None
-    return found
+    """A hit as it is sent."""
+    return {name: value for name, value in asdict(hit).items() if name not in ("shard", "row")}
 
 
 def drawn(segment: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,5 +295,9 @@ def routes(answers: Answers, turns: Turns) -> FastAPI:
     async def other(_: Request, error: HTTPException) -> Response:
         lines = {404: "there is no such page; begin at /", 405: "this address takes another method"}
         return Refused(error.status_code, lines.get(error.status_code, str(error.detail)), error.headers).response
+
+    @api.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> Response:
+        return UNFORESEEN.response  # the guard logs it
 
     return api

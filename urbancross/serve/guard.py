@@ -24,6 +24,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+UNFORESEEN = Refused(500, "something went wrong here, and was logged; try another query")
 
 
 class Guard:
@@ -40,19 +41,20 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = False
+        begun = ended = False
         is_head = scope["method"] == "HEAD"
 
         async def guarded(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, ended
             if message["type"] == "http.response.start":
                 begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-store")
-            elif is_head:
-                message = {**message, "body": b""}
+            else:
+                ended = not message.get("more_body", False)
+                message = {**message, "body": b""} if is_head else message
             await send(message)
 
         try:
@@ -65,10 +67,10 @@ class Guard:
             await response(scope, receive, guarded)
         except Exception:
             log.exception("%s %s", scope["method"], scope["path"][:200])
-            if begun:
+            if begun and not ended:
                 raise
-            answer = Refused(500, "something went wrong here, and was logged; try another query").response
-            await answer(scope, receive, guarded)
+            if not begun:
+                await UNFORESEEN.response(scope, receive, guarded)
 
     def check(self, headers: Headers) -> None:
         """
@@ -92,8 +94,8 @@ class Guard:
 
 def split_host(host: str) -> tuple[str, str]:
     if host.startswith("["):
-        name, _, rest = host[1:].partition("]")
-        return name, rest.removeprefix(":")
+        name, end, rest = host[1:].partition("]")
+        return (name, rest.removeprefix(":")) if end else ("", "")
     name, _, port = host.partition(":")
     return name, port
 

@@ -1,9 +1,10 @@
 """Archives to ask, by the model that each is asked with; what they read and encode is kept for the next query."""
 
-import logging
+import math
 import secrets
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,15 +14,13 @@ import pyarrow as pa
 from urbancross import storage, tables
 from urbancross.archive import Answer, Archive, combined
 from urbancross.errors import ConfigError, UrbanCrossError
-from urbancross.evidence import Evidence
+from urbancross.evidence import Evidence, Hit
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.serve.asked import Asked
 from urbancross.serve.newest import Newest
 from urbancross.serve.refused import Refused
 from urbancross.storage import Place
-
-log = logging.getLogger(__name__)
 
 TEXTS = 20_000  # whose vectors are kept
 PICTURES = 300  # uploads whose vectors are kept
@@ -198,7 +197,8 @@ class Library:
         unliked = [archive.vector_of(number) for number in asked.unlike or ()]
         texts = archive.encoder.encode_texts([*wanted, *unwanted])
         query = combined([*texts[: len(wanted)], *pictures, *liked], [*texts[len(wanted) :], *unliked])
-        return archive, archive.ask(query, filters, asked.segment_weight, asked.top, asked.is_text)
+        answer = archive.ask(query, filters, asked.segment_weight, asked.top, asked.is_text)
+        return archive, replace(answer, hits=[finite(hit) for hit in answer.hits])
 
     def remember(self, pixels: np.ndarray) -> str:
         """Take a picture `[H, W, 3]` uint8 to search by, and return its token."""
@@ -217,6 +217,13 @@ class Library:
         if found is None:
             raise Refused(422, "pictures: one is not remembered here any more; upload it again")
         return found[key]
+
+
+def finite(hit: Hit) -> Hit:
+    """A hit without numbers that JSON does not know."""
+    gsd_m = hit.gsd_m if hit.gsd_m is not None and math.isfinite(hit.gsd_m) else None
+    bounds = hit.bounds if hit.bounds is not None and all(map(math.isfinite, hit.bounds)) else None
+    return replace(hit, gsd_m=gsd_m, bounds=bounds)
 
 
 def opened(

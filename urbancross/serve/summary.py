@@ -69,14 +69,14 @@ def cells(facts: pa.Table, most: int = MOST_CELLS) -> list[list[float]]:
         return []
     lons = (west + np.where(east < west, east + 360, east)) / 2
     lons, lats = np.where(lons > 180, lons - 360, lons), (south + north) / 2
-    side = max(float(np.ptp(lons)), float(np.ptp(lats)), 1e-6) / 128
+    side = max(float(np.ptp(lons)), float(np.ptp(lats)), 0.01) / 4096
     while True:
         columns, rows = np.floor((lons + 180) / side), np.floor((lats + 90) / side)
         of = (columns * (math.ceil(180 / side) + 1) + rows).astype(np.int64)
         _, cell, counts = np.unique(of, return_inverse=True, return_counts=True)
         if len(counts) <= most:
             break
-        side *= 1.5
+        side *= 2
     mean_lon, mean_lat = (np.bincount(cell, values) / counts for values in (lons, lats))
     return [
         [round(lon, 6), round(lat, 6), int(count)]
