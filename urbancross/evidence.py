@@ -1,6 +1,6 @@
 """A tile that was found, with what speaks for it: caption phrase, tags, best segment, place and time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -145,10 +145,19 @@ class Evidence:
         return storage.read_row(self.archive / table / shard, columns, row)
 
 
-def with_phrases(hits: list[Hit], query: np.ndarray, texts: TextEncoder) -> list[Hit]:
-    """Each hit with the phrase of its captions that is nearest to the query, hubness left aside."""
+def with_phrases(
+    hits: list[Hit],
+    query: np.ndarray,
+    texts: TextEncoder,
+    compared: Callable[[list[str]], list[str]] = lambda distinct: distinct[:MOST_PHRASES],
+) -> list[Hit]:
+    """Each hit with the phrase of its captions that is nearest to the query, hubness left aside.
+
+    Args:
+        compared: of the phrases of all hits, the best hits' first, those to compare.
+    """
     told = {hit.number: list(dict.fromkeys(part for text in hit.captions for part in phrases(text))) for hit in hits}
-    distinct = list(dict.fromkeys(part for parts in told.values() for part in parts))[:MOST_PHRASES]
+    distinct = compared(list(dict.fromkeys(part for parts in told.values() for part in parts)))
     if not distinct:
         return hits
     vectors = looks(texts.encode_texts(distinct), texts.width)

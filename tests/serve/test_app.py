@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from urbancross.archive import Archive
 from urbancross.serve import app, limits, pictures, summary
 from urbancross.serve.asked import Asked
-from urbancross.serve.library import Library, Rows
+from urbancross.serve.library import Library, Remembering, Rows
 from urbancross.serve.limits import Rates, network_of
 from urbancross.serve.newest import Newest
 
@@ -172,6 +172,50 @@ def test_a_text_is_encoded_once(client: TestClient, library: Library, monkeypatc
     again = search(client, text="a text that is new here")
     assert not asked  # nor its hits' phrases
     assert again["hits"] == first["hits"]
+
+
+def test_texts_that_wait_are_encoded_together(library: Library, monkeypatch: pytest.MonkeyPatch):
+    encoder, batches = Remembering(library.first.encoder.inner), []
+    begun, may_end = threading.Event(), threading.Event()
+    encode = encoder.inner.encode_texts
+
+    def slow(texts: list[str]) -> np.ndarray:
+        batches.append(texts)
+        begun.set()
+        assert may_end.wait(30)
+        return encode(texts)
+
+    monkeypatch.setattr(encoder.inner, "encode_texts", slow)
+    texts = [f"text {number}" for number in range(5)]
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(encoder.encode_texts, texts[:1])
+        assert begun.wait(30)
+        others = [pool.submit(encoder.encode_texts, [text, "what all want"]) for text in texts[1:]]
+        while len(encoder._wanted) < 5:
+            assert not others[0].done()
+        phrases = [f"phrase {number}" for number in range(20)]
+        assert encoder.affordable(phrases) == phrases[:6]  # others wait
+        may_end.set()
+        found = [first.result()[0], *(other.result()[0] for other in others)]
+    assert [sorted(batch) for batch in batches] == [texts[:1], [*texts[1:], "what all want"]]
+    np.testing.assert_allclose(np.stack(found), encode(texts), atol=1e-5)
+    assert encoder.affordable([*phrases, *texts]) == [*phrases, *texts]
+    assert encoder.affordable([f"phrase {number}" for number in range(80)] + texts)[63:] == ["phrase 63", *texts]
+
+
+def test_a_batch_that_fails_costs_nobody_an_answer(library: Library, monkeypatch: pytest.MonkeyPatch):
+    encoder = Remembering(library.first.encoder.inner)
+    encode = encoder.inner.encode_texts
+
+    def breaks(texts: list[str]) -> np.ndarray:
+        if "odd" in texts:
+            raise RuntimeError("an odd text")
+        return encode(texts)
+
+    monkeypatch.setattr(encoder.inner, "encode_texts", breaks)
+    with pytest.raises(RuntimeError):
+        encoder.encode_texts(["odd"])
+    np.testing.assert_allclose(encoder.encode_texts(["a lake"]), encode(["a lake"]), atol=1e-5)
 
 
 def test_rows_that_are_kept_are_those_that_are_read(place: Path):

@@ -1,9 +1,11 @@
 """Archives to ask, by the model that each is asked with; what they read and encode is kept for the next query."""
 
+import itertools
 import math
 import secrets
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +16,8 @@ import pyarrow as pa
 from urbancross import storage, tables
 from urbancross.archive import Answer, Archive, combined
 from urbancross.errors import ConfigError, UrbanCrossError
-from urbancross.evidence import Evidence, Hit
+from urbancross.evidence import AT_ONCE, MOST_PHRASES, Evidence, Hit, TextEncoder, with_phrases
+from urbancross.index.exact import Found
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.serve.asked import Asked
@@ -24,36 +27,59 @@ from urbancross.storage import Place
 
 TEXTS = 20_000  # whose vectors are kept
 PICTURES = 300  # uploads whose vectors are kept
+FEW_PHRASES = 6  # of captions, new to a search, that are encoded while other searches wait
 ROWS_BYTES = 256 << 20  # of rows of tables that are kept
 
 
 class Remembering:
-    """An encoder that one thread uses at a time, for tokenizers want that; and that remembers texts."""
+    """An encoder that one thread uses at a time, for tokenizers want that; it remembers texts.
+
+    Threads that wait for it have their texts encoded together by the first of them.
+    """
 
     def __init__(self, encoder: DualEncoder) -> None:
         self.inner, self.width = encoder, encoder.width
-        self._lock = threading.Lock()
+        self._turn, self._guard = threading.Lock(), threading.Lock()
         self._texts: Newest[np.ndarray] = Newest(TEXTS)
+        self._wanted: dict[str, None] = {}
+        self._here = 0  # threads that wait for texts
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        found = {text: self._texts.get(text) for text in texts}
-        new = [text for text, vector in found.items() if vector is None]
-        if new:
-            with self._lock:
-                vectors = self.inner.encode_texts(new)
-            for text, vector in zip(new, vectors, strict=True):
-                found[text] = vector.copy()
-                self._texts.put(text, vector.copy())
-        if not texts:
-            return np.empty((0, self.inner.vector_width), np.float32)
-        return np.stack([vector for text in texts if (vector := found[text]) is not None])
+        found = {text: vector for text in texts if (vector := self._texts.get(text)) is not None}
+        while new := [text for text in texts if text not in found]:
+            with self._guard:
+                self._wanted.update(dict.fromkeys(new))
+                self._here += 1
+            try:
+                with self._turn:
+                    self._encode_wanted()
+            finally:
+                with self._guard:
+                    self._here -= 1
+            found |= {text: vector for text in new if (vector := self._texts.get(text)) is not None}
+        return (
+            np.stack([found[text] for text in texts]) if texts else np.empty((0, self.inner.vector_width), np.float32)
+        )
+
+    def _encode_wanted(self) -> None:
+        with self._guard:
+            texts, self._wanted = list(self._wanted), {}
+        for text, vector in zip(texts, self.inner.encode_texts(texts) if texts else (), strict=True):
+            self._texts.put(text, vector.copy())
+
+    def affordable(self, phrases: list[str]) -> list[str]:
+        """Those to compare with a query: while others wait, few that are not known yet."""
+        most = FEW_PHRASES if self._here else MOST_PHRASES
+        known = [self._texts.get(phrase) is not None for phrase in phrases]
+        left = itertools.accumulate(not is_known for is_known in known)
+        return [phrase for phrase, is_known, new in zip(phrases, known, left, strict=True) if is_known or new <= most]
 
     def encode_image_queries(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        with self._lock:
+        with self._turn:
             return self.inner.encode_image_queries(images)
 
     def as_queries(self, vectors: np.ndarray) -> np.ndarray:
-        with self._lock:
+        with self._turn:
             return self.inner.as_queries(vectors)
 
 
@@ -94,7 +120,14 @@ class KeptEvidence(Evidence):
     def __init__(self, archive: Place, segments: str | None, rows: Rows) -> None:
         super().__init__(archive, segments)
         self.rows = rows
+        self._readers = ThreadPoolExecutor(AT_ONCE, "evidence")
         self._there: dict[tuple[str, str], bool] = {}
+
+    def hits(self, found: Sequence[Found], query: np.ndarray, texts: TextEncoder | None = None) -> list[Hit]:
+        hits = list(self._readers.map(lambda rank: self._hit(rank, found[rank - 1], query), range(1, len(found) + 1)))
+        if isinstance(texts, Remembering):
+            return with_phrases(hits, query, texts, texts.affordable)
+        return hits if texts is None else with_phrases(hits, query, texts)
 
     def _row(self, table: str, shard: str, columns: list[str], row: int) -> dict[str, Any]:
         if columns == ["image"]:  # each is wanted once, as a rule, and they are large

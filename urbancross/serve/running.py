@@ -76,7 +76,7 @@ def serve(config: ServeConfig) -> None:
             upload_bytes=int(config.max_upload_mib * (1 << 20)),
             requests_per_second=config.requests_per_second,
             burst=config.burst,
-            at_once=max(os.cpu_count() or 1, 2),
+            at_once=4 * (os.cpu_count() or 1),  # most wait for the encoder
             hostnames=(config.host, *(config.hostname or ())),
         )
         settings = uvicorn.Config(
