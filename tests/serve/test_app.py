@@ -260,7 +260,7 @@ def test_others_are_answered_while_one_searches(waits: Waits):
 
 
 def test_where_too_many_wait_the_next_is_told_to_come_later(waits: Waits, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(app, "Turns", lambda at_once: limits.Turns(1, waiting=0))
+    monkeypatch.setattr(app, "Turns", lambda _: limits.Turns(1, waiting=0))
     with served.listening(served.application(waits)) as port, ThreadPoolExecutor() as pool:  # type: ignore[arg-type]
         searching = pool.submit(served.ask, port, "POST", "/api/search", b'{"text": "a lake"}')
         assert waits.begun.acquire(timeout=30)

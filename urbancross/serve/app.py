@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -33,6 +32,7 @@ log = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 PICTURES_BYTES = 64 << 20  # of tiles as JPEGs that are kept
 OUTLINES = 2000  # tiles whose outlines are kept
+UPLOADS = 2  # that are decoded at the same time, each of which may take some 200 MB
 STRAY_PX = 0.5  # how far an outline may lie from its mask
 NARROWEST, WIDEST = 64, 1024  # pixels of a tile's picture
 TYPES = {
@@ -67,14 +67,13 @@ class File(NamedTuple):
 
 
 class Answers:
-    """What an archive answers, each method for one address."""
+    """What an archive answers, a method for each address; `archive` and `places` want one thread at a time."""
 
     def __init__(self, library: Library, upload_bytes: int) -> None:
         self.library, self.upload_bytes = library, upload_bytes
         self.files = files(STATIC)
         self._jpegs: Newest[File] = Newest(PICTURES_BYTES)
         self._outlines: Newest[dict[str, Any]] = Newest(OUTLINES)
-        self._facts_wanted = Lock()
 
     @cached_property
     def _facts(self) -> pa.Table:
@@ -89,8 +88,6 @@ class Answers:
         return summary.cells(self._facts)
 
     def archive(self) -> dict[str, Any]:
-        with self._facts_wanted:  # read once, whoever asks meanwhile
-            found = self._summary
         limits = {
             "query_chars": asking.QUERY_CHARS,
             "upload_bytes": self.upload_bytes,
@@ -102,13 +99,12 @@ class Answers:
             "name": self.library.name,
             "tiles": len(self.library.first),
             "models": models,
-            **found,
+            **self._summary,
             "limits": limits,
         }
 
     def places(self) -> dict[str, Any]:
-        with self._facts_wanted:
-            return {"cells": self._cells}
+        return {"cells": self._cells}
 
     def search(self, body: bytes) -> dict[str, Any]:
         began = time.perf_counter()
@@ -224,58 +220,67 @@ def create(
     hostnames: tuple[str, ...] = (),
 ) -> ASGIApp:
     """The whole application, guards and limits around it."""
-    answers, turns = Answers(library, upload_bytes), Turns(at_once)
-    api = routes(answers, turns)
+    api = routes(Answers(library, upload_bytes), Queues(Turns(at_once), Turns(UPLOADS), Turns(at_once), Turns(1)))
     bodies = {**dict.fromkeys(A_QUERY, QUERY_BYTES), AN_UPLOAD: upload_bytes}
     return Guard(Limited(api, bodies, Rates(requests_per_second, burst)), hostnames)
 
 
-def routes(answers: Answers, turns: Turns) -> FastAPI:
+class Queues(NamedTuple):
+    """Who waits for whom: a tile's picture for no search, and nobody for the facts of the archive."""
+
+    searches: Turns
+    uploads: Turns
+    tiles: Turns
+    facts: Turns
+
+
+def routes(answers: Answers, turns: Queues) -> FastAPI:
     api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
     @api.get("/")
-    def page(request: Request) -> Response:
-        return static(request, "index.html")
+    async def page(request: Request) -> Response:
+        return await static(request, "index.html")
 
     @api.get("/static/{name:path}")
-    def static(request: Request, name: str) -> Response:
+    async def static(request: Request, name: str) -> Response:
         if name not in answers.files:
             raise Refused(404, "there is no such page; begin at /")
         return answers.files[name].answer(request, "no-cache")
 
     @api.get("/api/archive")
-    def archive() -> Response:
-        return JSONResponse(answers.archive())
+    async def archive(request: Request) -> Response:
+        return JSONResponse(await turns.facts.do(request, answers.archive))
 
     @api.get("/api/places")
-    def places() -> Response:
-        return JSONResponse(answers.places())
+    async def places(request: Request) -> Response:
+        return JSONResponse(await turns.facts.do(request, answers.places))
 
     @api.post("/api/search")
     async def search(request: Request) -> Response:
-        return await turns.do(request, lambda body: JSONResponse(answers.search(body)), await request.body())
+        return await turns.searches.do(request, lambda body: JSONResponse(answers.search(body)), await request.body())
 
     @api.post("/api/pictures")
     async def remember(request: Request) -> Response:
-        return JSONResponse(await turns.do(request, answers.remember, await request.body()))
+        return JSONResponse(await turns.uploads.do(request, answers.remember, await request.body()))
 
     @api.post("/api/download")
     async def download(request: Request, format: str = "geojson") -> Response:
         if format not in downloads.KINDS:
             raise Refused(422, f"format: want one of {', '.join(downloads.KINDS)}")
-        data = await turns.do(request, answers.download, await request.body(), format)
+        data = await turns.searches.do(request, answers.download, await request.body(), format)
         named = {"Content-Disposition": f'attachment; filename="hits.{format}"'}
         return Response(data, media_type=downloads.KINDS[format][1], headers=named)
 
     @api.get("/api/tiles/{number}/picture")
-    def picture(request: Request, number: str, px: int = 256) -> Response:
+    async def picture(request: Request, number: str, px: int = 256) -> Response:
         if not NARROWEST <= px <= WIDEST:
             raise Refused(422, f"px: want {NARROWEST} to {WIDEST}")
-        return answers.picture(number, px).answer(request, "private, max-age=3600")
+        found = await turns.tiles.do(request, answers.picture, number, px)
+        return found.answer(request, "private, max-age=3600")
 
     @api.get("/api/tiles/{number}/segments")
-    def segments(number: str, model: str | None = None) -> Response:
-        return JSONResponse(answers.outlines(number, model))
+    async def segments(request: Request, number: str, model: str | None = None) -> Response:
+        return JSONResponse(await turns.tiles.do(request, answers.outlines, number, model))
 
     @api.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> Response:

@@ -74,7 +74,7 @@ class Turns:
             Refused: too many wait already, or nobody waits for this any more.
         """
         if self._here >= self._most:
-            raise Refused(503, "too many are searching; try again in a second", {"Retry-After": "1"})
+            raise Refused(503, "too many are asking; try again in a second", {"Retry-After": "1"})
         self._here += 1
         try:
             async with self._places:

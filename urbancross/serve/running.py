@@ -19,6 +19,7 @@ from urbancross.serve.library import opened
 
 HEAD_S = 20.0  # a request's first lines come within, and an answer is taken
 CONNECTIONS = 512
+MOST_AT_ONCE = 16  # searches, and as many tiles: 40 threads are all that starlette has
 GRACE_S = 2  # that answers under way have when the server ends
 
 
@@ -76,7 +77,7 @@ def serve(config: ServeConfig) -> None:
             upload_bytes=int(config.max_upload_mib * (1 << 20)),
             requests_per_second=config.requests_per_second,
             burst=config.burst,
-            at_once=4 * (os.cpu_count() or 1),  # most wait for the encoder
+            at_once=min(4 * (os.cpu_count() or 1), MOST_AT_ONCE),  # most wait for the encoder
             hostnames=(config.host, *(config.hostname or ())),
         )
         settings = uvicorn.Config(
