@@ -260,10 +260,12 @@
       },
       segments: async () => ({ size: [1, 1], segments: [] }),
       async download(asked) {
+        const told = ["tile_id", "rank", "score", "phrase", "captions", "tags", "domain", "split", "datetime", "gsd_m"];
         const features = search(asked).hits.map((hit) => ({
           type: "Feature",
+          id: hit.tile_id,
           geometry: hit.bounds && ringsOf(hit.bounds),
-          properties: { ...hit, bounds: undefined, where: undefined },
+          properties: Object.fromEntries(told.map((name) => [name, hit[name]])),
         }));
         return new Blob([JSON.stringify({ type: "FeatureCollection", features })], { type: "application/geo+json" });
       },

@@ -6,12 +6,23 @@
 
   /** Show an archive, by a source of answers such as `house.remote()`. */
   house.start = async function (source) {
+    const form = byId("query");
+    let isEager = false; // sent before the archive is there
+    const wait = (event) => {
+      event.preventDefault();
+      isEager = true;
+    };
+    form.addEventListener("submit", wait);
     try {
       const archive = await source.archive();
+      const typed = byId("text").value;
+      form.removeEventListener("submit", wait);
       await new View(source, archive).begin();
+      if (typed && !byId("text").value) byId("text").value = typed;
+      if (typed && isEager) form.requestSubmit();
     } catch (error) {
       tell(byId("error"), error.message);
-      byId("found").removeAttribute("aria-busy");
+      tell(byId("size"), "");
     }
   };
 
@@ -230,9 +241,9 @@
       );
       byId("empty").hidden = columns.length > 0 || Boolean(line);
       byId("downloads").hidden = !columns.length || !columns[0].answer.hits.length;
-      tell(byId("status"), columns.length ? statusOf(columns) : "");
+      tell(byId("status"), columns.length ? house.lines.status(columns) : "");
       tell(byId("note"), columns.map(({ answer }) => answer.note).filter(Boolean)[0] || "");
-      tell(byId("doubt"), doubtOf(columns));
+      tell(byId("doubt"), house.lines.doubt(columns));
       if (!this.map) return;
       const move = columns.length > 0 && !asked.bbox && !asked.area;
       this.map.show(columns.map(({ answer }) => answer.hits), move);
@@ -258,7 +269,7 @@
     async byPicture(file) {
       if (!this.source.upload) return tell(byId("error"), "a picture needs the model: start urbancross serve");
       const most = this.archive.limits && this.archive.limits.upload_bytes;
-      if (most && file.size > most) return tell(byId("error"), `the picture has ${mib(file.size)}; at most ${mib(most)} are taken`);
+      if (most && file.size > most) return tell(byId("error"), `the picture has ${house.lines.mib(file.size)}; at most ${house.lines.mib(most)} are taken`);
       try {
         const { picture } = await this.source.upload(file);
         this.form.keep(picture, URL.createObjectURL(file));
@@ -286,25 +297,5 @@
         tell(byId("error"), error.message);
       }
     }
-  }
-
-  function mib(bytes) {
-    return `${(bytes / 2 ** 20).toFixed(1)} MiB`;
-  }
-
-  function statusOf(columns) {
-    const [{ answer }] = columns;
-    const took = Math.max(...columns.map((column) => column.answer.ms || 0));
-    if (!answer.hits.length) return "No tile to compare with: the filters leave none.";
-    const by = answer.how || (answer.by === "exact" ? "each in full" : `by ${answer.by} codes`);
-    return `${answer.hits.length} of ${house.counted(answer.compared, "tile", "tiles")}, compared ${by} · ${took.toFixed(0)} ms`;
-  }
-
-  function doubtOf(columns) {
-    const told = columns.filter(({ answer }) => answer.doubt && answer.doubt.nothing_matches);
-    if (!told.length) return "";
-    const who = columns.length > 1 ? ` (${told.map(({ key }) => key).join(", ")})` : "";
-    const rate = (100 * told[0].answer.doubt.false_alarm).toFixed(1);
-    return `Nothing here seems to match${who}. Of texts that do match, ${rate} % are wrongly told so.`;
   }
 })((window.urbancross = window.urbancross || {}));
