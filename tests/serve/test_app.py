@@ -20,9 +20,11 @@ from starlette.testclient import TestClient
 from urbancross.archive import Archive
 from urbancross.serve import app, limits, pictures, summary
 from urbancross.serve.asked import Asked
-from urbancross.serve.library import Library, Remembering, Rows
+from urbancross.serve.kept import Rows
+from urbancross.serve.library import Library
 from urbancross.serve.limits import Rates, network_of
 from urbancross.serve.newest import Newest
+from urbancross.serve.remembering import Remembering
 
 
 def search(client: TestClient, **asked: Any) -> dict[str, Any]:
