@@ -36,18 +36,27 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def test_all_directions_keep_every_product_and_few_keep_the_chief_ones():
+def test_all_coordinates_keep_every_product_and_few_keep_those_of_queries_like_the_texts():
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(500, 12)).astype(np.float32) * np.geomspace(4, 0.01, 12).astype(np.float32) + 1
-    query = rng.normal(size=12).astype(np.float32)
-    basis = reduced.directions(vectors, 64)
-    np.testing.assert_allclose(basis @ basis.T, np.eye(12), atol=1e-5)
-    np.testing.assert_allclose((vectors @ basis.T) @ (basis @ query), vectors @ query, atol=1e-4)
-    few = reduced.directions(vectors, 5)
-    left = np.linalg.norm(vectors - vectors @ few.T @ few)
-    some = np.linalg.qr(rng.normal(size=(12, 5)))[0].T
-    assert few.shape == (5, 12)
-    assert left < 0.5 * np.linalg.norm(vectors - vectors @ some.T @ some)
+    vectors = (rng.normal(size=(500, 12)) * np.geomspace(4, 0.2, 12) + 1).astype(np.float32)
+    texts = (rng.normal(size=(300, 12)) * np.geomspace(0.2, 4, 12)).astype(np.float32)  # of what tiles vary in least
+    exact = texts @ vectors.T
+    full = reduced.reduction(vectors, texts, 12, 64)
+    np.testing.assert_allclose((texts @ full.queries.T) @ (vectors @ full.tiles.T).T, exact, atol=1e-2)
+    few = reduced.reduction(vectors, texts, 12, 5)
+    assert few.tiles.shape == few.queries.shape == (5, 12)
+    chief = np.linalg.svd(vectors)[2][:5]
+    plain = np.linalg.norm((texts @ chief.T) @ (vectors @ chief.T).T - exact)
+    assert np.linalg.norm((texts @ few.queries.T) @ (vectors @ few.tiles.T).T - exact) < 0.9 * plain
+
+
+def test_lengths_of_queries_are_kept():
+    rng = np.random.default_rng(3)
+    vectors, texts = (rng.normal(size=(200, 6)).astype(np.float32) for _ in range(2))
+    found = reduced.reduction(vectors, texts, 6, 6)
+    seen = texts @ found.queries.T
+    lengths = np.einsum("nd,de,ne->n", seen, found.metric, seen)
+    np.testing.assert_allclose(lengths, (texts**2).sum(axis=1), rtol=1e-3)
 
 
 def test_a_byte_is_off_by_half_a_step_at_most_and_zeros_stay_zeros():
@@ -61,10 +70,10 @@ def test_a_byte_is_off_by_half_a_step_at_most_and_zeros_stay_zeros():
 def test_a_tile_as_a_query_says_only_how_it_looks():
     rng = np.random.default_rng(2)
     vectors = unit(rng.normal(size=(50, 8))).astype(np.float32)
-    basis = reduced.directions(vectors, 8)
+    found = reduced.reduction(vectors, vectors[:0], 5, 8)
+    tiles = vectors @ found.tiles.T
     seen = vectors * (np.arange(8) < 5)  # without the coordinates that a query bank added
-    turned = (vectors @ basis.T) @ reduced.as_query(basis, 5).T
-    np.testing.assert_allclose(turned @ (vectors @ basis.T).T, seen @ vectors.T, atol=1e-5)
+    np.testing.assert_allclose((tiles @ found.as_query.T) @ tiles.T, seen @ vectors.T, atol=1e-3)
 
 
 def test_phrases_are_the_commonest_and_a_quarter_may_be_words():

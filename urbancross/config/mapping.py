@@ -30,8 +30,8 @@ class MapConfig(ArchiveConfig):
     """Only so many tiles of those, chosen by seed."""
     pictures_mib: NonNegativeFloat = 20
     """Room for pictures in the page; where not all have room, those that do are spread over the archive."""
-    directions: int = Field(default=64, ge=2, le=1024)
-    """Coordinates that are kept of a vector, a byte each: those along which the archive's vectors vary most."""
+    directions: int = Field(default=128, ge=2, le=1024)
+    """Coordinates that are kept of a vector, a byte each: those that change scores least."""
     phrases: NonNegativeInt = 4000
     """Phrases of captions that typed words are matched with, the commonest."""
     seed: int = 0

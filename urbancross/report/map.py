@@ -201,17 +201,18 @@ def model_of(encoder: DualEncoder, vectors: np.ndarray, texts: np.ndarray, known
         vectors: [N, D] of the tiles.
         texts: [known + queries, D] of phrases, then of queries.
     """
-    basis = reduced.directions(vectors, most)
-    tiles, said = reduced.coded(vectors @ basis.T), reduced.coded(texts[:known] @ basis.T)
+    found = reduced.reduction(vectors, texts, encoder.width, most)
+    tiles, said = reduced.coded(vectors @ found.tiles.T), reduced.coded(texts[:known] @ found.queries.T)
     return {
-        "directions": len(basis),
+        "directions": len(found.tiles),
         "tiles": offline.packed(tiles.codes),
         "tiles_scale": offline.packed(tiles.scale),
-        "as_query": offline.packed(reduced.as_query(basis, encoder.width)),
+        "as_query": offline.packed(found.as_query),
+        "metric": offline.packed(found.metric),
         "query_length": float(np.linalg.norm(encoder.as_queries(vectors[:1])[0])),
         "phrases": offline.packed(said.codes),
         "phrases_scale": offline.packed(said.scale),
-        "queries": offline.packed(np.asarray(texts[known:] @ basis.T, np.float32)),
+        "queries": offline.packed(np.asarray(texts[known:] @ found.queries.T, np.float32)),
     }
 
 

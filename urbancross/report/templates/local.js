@@ -60,37 +60,52 @@
     };
   }
 
-  /** What was left out when a vector of this length was reduced, as if it were one more direction of its own. */
-  const term = (vector, length) => ({ vector, rest: Math.max(0, length ** 2 - vector.reduce((sum, x) => sum + x * x, 0)) });
+  /** A vector in few coordinates, and the squared length of what was left out of it. */
+  const term = (vector, length, metric) => ({ vector, rest: Math.max(0, length ** 2 - squared(vector, metric)) });
+
+  /** The squared length of what coordinates of a query stand for. */
+  function squared(vector, metric) {
+    const d = vector.length;
+    let found = 0;
+    for (let i = 0; i < d; i += 1) for (let k = 0; k < d; k += 1) found += vector[i] * metric[i * d + k] * vector[k];
+    return Math.max(found, 0);
+  }
 
   /** The sum of weighed terms as a unit vector; what was left out of them is taken for unrelated. */
-  function sum(terms) {
+  function sum(terms, metric) {
     const vector = new Float32Array(terms[0].of.vector.length);
     let rest = 0;
     for (const { weight, of } of terms) {
       of.vector.forEach((x, i) => (vector[i] += weight * x));
       rest += weight ** 2 * of.rest;
     }
-    const length = Math.sqrt(vector.reduce((all, x) => all + x * x, rest)) || 1;
+    const length = Math.sqrt(squared(vector, metric) + rest) || 1;
     return { vector: vector.map((x) => x / length), rest: rest / length ** 2 };
   }
 
   function modelOf(told, queries) {
     const tiles = vectorsOf(told.tiles, told.tiles_scale);
     const phrases = vectorsOf(told.phrases, told.phrases_scale);
-    const [turn, exact, d] = [new Float32Array(bytes(told.as_query)), new Float32Array(bytes(told.queries)), told.directions];
+    const [turn, metric, exact] = [told.as_query, told.metric, told.queries].map((text) => new Float32Array(bytes(text)));
+    const d = told.directions;
     return {
       tiles,
+      metric,
+      nearness(a, b) {
+        let found = 0;
+        for (let i = 0; i < d; i += 1) for (let k = 0; k < d; k += 1) found += a[i] * metric[i * d + k] * b[k];
+        return found;
+      },
       phrase: (i) => phrases.of(i),
-      phraseTerm: (i) => term(phrases.of(i), 1),
+      phraseTerm: (i) => term(phrases.of(i), 1, metric),
       query(text) {
         const i = queries.indexOf(text);
-        return i < 0 ? null : term(exact.slice(i * d, (i + 1) * d), 1);
+        return i < 0 ? null : term(exact.slice(i * d, (i + 1) * d), 1, metric);
       },
       tileTerm(row) {
         const tile = tiles.of(row);
         const asked = Float32Array.from({ length: d }, (_, i) => tile.reduce((all, x, k) => all + turn[i * d + k] * x, 0));
-        return term(asked, told.query_length);
+        return term(asked, told.query_length, metric);
       },
       scores(query) {
         const folded = Float32Array.from(query, (x, i) => x * tiles.scale[i]);
@@ -139,8 +154,8 @@
       if (exact) return { of: exact, said: [], missing: [] };
       const { groups, missing } = match(text);
       if (!groups.length) throw new Error(`no caption here says “${house.inShort(text, 80)}”; try other words`);
-      const means = groups.map(({ weight, phrases }) => ({ weight, of: sum(phrases.map((i) => ({ weight: 1, of: model.phraseTerm(i) }))) }));
-      return { of: sum(means), said: groups.flatMap((group) => group.phrases), missing };
+      const means = groups.map(({ weight, phrases }) => ({ weight, of: sum(phrases.map((i) => ({ weight: 1, of: model.phraseTerm(i) })), model.metric) }));
+      return { of: sum(means, model.metric), said: groups.flatMap((group) => group.phrases), missing };
     }
 
     function rowsOf(named) {
@@ -160,7 +175,7 @@
         ...[...texts.map((text) => text.of), ...like].map((of) => ({ weight: 1, of })),
         ...[...against.map((text) => text.of), ...unlike].map((of) => ({ weight: -0.5, of })),
       ];
-      return { vector: sum(terms).vector, texts: [...texts, ...against] };
+      return { vector: sum(terms, model.metric).vector, texts: [...texts, ...against] };
     }
 
     function noteOf(texts) {
@@ -175,7 +190,7 @@
     function hitOf(model, vector, row, score, rank) {
       const parts = tiles.parts.of(row);
       const [first] = parts
-        .map((i) => [i, i < about.phrases ? model.phrase(i).reduce((all, x, k) => all + x * vector[k], 0) : -2])
+        .map((i) => [i, i < about.phrases ? model.nearness(model.phrase(i), vector) : -2])
         .sort((a, b) => b[1] - a[1]);
       const told = (from) => (from.at[row] ? from.values[from.at[row] - 1] : null);
       return {
