@@ -11,7 +11,7 @@ from urbancross.models.dual_encoder import DualEncoder
 from urbancross.serve.newest import Newest
 
 TEXTS = 20_000  # whose vectors are kept
-FEW_PHRASES = 6  # of captions, new to a search, that are encoded while other searches wait
+FEW_PHRASES = 2  # of captions, new to a search, that are encoded while other searches wait
 
 
 class Remembering:
