@@ -27,7 +27,7 @@
       const step = [...STEPS].reverse().find((one) => one >= perPx * APART_PX) || STEPS[0];
       const [south, north] = [Math.max(view.getSouth(), -85), Math.min(view.getNorth(), 85)];
       for (const lon of between(view.getWest(), view.getEast(), step)) {
-        line(lines, [[south, lon], [north, lon]], [south, lon], degrees(lon, step, "E", "W"), "lon");
+        line(lines, [[south, lon], [north, lon]], [north, lon], degrees(lon, step, "E", "W"), "lon");
       }
       for (const lat of between(south, north, step)) {
         line(lines, [[lat, view.getWest()], [lat, view.getEast()]], [lat, view.getWest()], degrees(lat, step, "N", "S"), "lat");

@@ -29,7 +29,7 @@
     byId("of-time").hidden = !archive.since && !archive.until;
     byId("of-place").hidden = !archive.bounds;
     byId("models").hidden = archive.models.length < 2;
-    byId("of-picture").hidden = !source.upload;
+    byId("of-picture").hidden = byId("or-picture").hidden = !source.upload;
     if (archive.since) {
       fields.since.placeholder = archive.since.slice(0, 7);
       fields.until.placeholder = (archive.until || archive.since).slice(0, 7);
