@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --durations 25
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup browser demo test test-slow lint clean
 
 setup: .venv/done
 
@@ -27,7 +27,14 @@ lint: setup
 test: lint
 	$(PYTEST) -m 'not slow'
 
-test-slow: setup
+# Tests of pages drive Debian's chromium; on other systems install it by hand.
+browser:
+	@command -v chromium > /dev/null || { \
+		echo 'installing chromium, which tests of pages drive ...'; \
+		as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium > /dev/null; }
+
+test-slow: setup browser
 	$(PYTEST) -m slow
 
 clean:

@@ -1,22 +1,26 @@
 """How fast are tiles read from a scene, and how much of it, beside a plain loop over rasterio and beside rio-tiler?
 
-    python benchmarks/ingest.py --out FOLDER [--side 20000] [--tiles 300] [--rounds 5] [--rio-tiler PYTHON]
+    python benchmarks/ingest.py --out FOLDER [--side 20000] [--tiles 300] [--rounds 5] [--rio-tiler PYTHON] [--whole]
 
 One thread, no Ray: what `ingest` does in a worker, from a planned row to `[H, W, 3]`. A COG of 20,000 x 20,000 px is
 written first. `pixels`: windows as they lie. `metres`: the same system, a coarser ground sample distance. `xyz`: a web
 map. Each is read by urbancross, and by a loop that opens the scene once and reads each window with rasterio (`pixels`,
 `metres`), or with WarpedVRT (`xyz`); and by rio-tiler, in an environment of its own, as its users call it. Bytes are
 those that the process asked the kernel for (/proc/self/io), of another process for each. Encoding to PNG is left out of
-all: it is the same for each.
+all: it is the same for each. `--whole`: the command `urbancross ingest` on all of the scene, two workers, and how much
+memory its largest process held, and all of them together (what they share counted once).
 """
 
 import argparse
+import contextlib
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rio-tiler", help="a Python that has rio-tiler; default: left out")
     parser.add_argument("--one", nargs=2, metavar=("GRID", "READER"), help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help="the command, too")
     told = parser.parse_args()
     home = Path(told.out).absolute()
     if told.one:
@@ -63,6 +68,35 @@ def main() -> None:
         read, of = (statistics.median(row["read_mib"] for row in each) for each in (rows, plain))
         peak = max(row["peak_mib"] for row in rows)
         print(f"| {grid} | {reader} | {rate:.0f} | {rate / base:.2f} | {read:.1f} | {read / of:.2f} | {peak:.0f} |")
+    if told.whole:
+        print("\n" + whole(scene, home))
+
+
+def whole(scene: Path, home: Path) -> str:
+    """`ingest` of the scene, and what its processes held, ten times a second."""
+    import psutil
+
+    scenes, archive = home / "scenes", home / "archive"
+    scenes.mkdir(exist_ok=True)
+    (scenes / "scene.tif").unlink(missing_ok=True)
+    (scenes / "scene.tif").symlink_to(scene)
+    shutil.rmtree(archive, ignore_errors=True)
+    command = [sys.executable, "-m", "urbancross.cli", "ingest", "--source", str(scenes), "--archive", str(archive)]
+    command += ["--domain", "d", "--workers", "2"]
+    largest, together, began = Counter[str](), 0.0, time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        while process.poll() is None:
+            held = 0.0
+            for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    name, memory = " ".join(each.cmdline())[:40], each.memory_full_info()
+                    held += memory.pss / 2**20
+                    largest[name] = max(largest[name], int(memory.rss / 2**20))
+            together = max(together, held)
+            time.sleep(0.1)
+        seconds, out = time.perf_counter() - began, process.stdout.read() if process.stdout else ""
+    rows = [f"{mib} MiB: {name}" for name, mib in largest.most_common(5)]
+    return "\n".join([out.strip(), f"{seconds:.1f} s; all processes together {together:.0f} MiB; the largest:", *rows])
 
 
 def write(scene: Path, side: int) -> None:
