@@ -25,6 +25,7 @@ MAY_PRINT = {
         "progress.py",
         "report/gather.py",
         "report/gallery.py",
+        "serve/running.py",
         "distributed/evaluation.py",
     )
 }

@@ -5,7 +5,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from urbancross import config as settings
 from urbancross import runs, storage
@@ -22,6 +22,8 @@ HOMES = ("home", "archive", "target")  # settings that name where a run is recor
 class Verb:
     kind: type[settings.Config]
     run: str  # "module:function", imported when called
+    recorded: bool = True  # in a run folder; one that only reads writes none, however long it goes on
+    ways: dict[str, "Verb"] = field(default_factory=dict)  # what else it does, by the flag that says so
 
     @property
     def summary(self) -> str:
@@ -43,12 +45,17 @@ VERBS = {
     "explain": Verb(settings.ExplainConfig, "urbancross.explain:run"),
     "index": Verb(settings.IndexConfig, "urbancross.index.building:run"),
     "search": Verb(settings.SearchConfig, "urbancross.search:run"),
+    "serve": Verb(settings.ServeConfig, "urbancross.serve.running:run", recorded=False),
     "evaluate": Verb(settings.EvaluateConfig, "urbancross.distributed.evaluation:run"),
     "audit-splits": Verb(settings.AuditConfig, "urbancross.distributed.auditing:run"),
     "duplicates": Verb(settings.DuplicatesConfig, "urbancross.distributed.duplicates:run"),
     "export": Verb(settings.ExportConfig, "urbancross.export:run"),
     "gallery": Verb(settings.GalleryConfig, "urbancross.report.gallery:run"),
-    "report": Verb(settings.ReportConfig, "urbancross.report.gather:run"),
+    "report": Verb(
+        settings.ReportConfig,
+        "urbancross.report.gather:run",
+        ways={"--map": Verb(settings.MapConfig, "urbancross.report.map:run", recorded=False)},
+    ),
     "plan": Verb(settings.PlanConfig, "urbancross.distributed.planning:run"),
     "doctor": Verb(settings.DoctorConfig, "urbancross.distributed.doctor:run"),
     "demo": Verb(settings.DemoConfig, "urbancross.demo:run"),
@@ -68,7 +75,11 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> Non
         if verb not in VERBS:
             print(f"urbancross {verb}: no such verb; one of {', '.join(VERBS)}", file=sys.stderr)
             sys.exit(BAD_INPUT)
-    config = from_command_line(VERBS[verb].kind, arguments, program)
+    way = next((flag for flag in VERBS[verb].ways if flag in arguments), None)
+    if way is not None:
+        arguments = [argument for argument in arguments if argument != way]
+        program = f"{program} {way}"
+    config = from_command_line((VERBS[verb].ways[way] if way else VERBS[verb]).kind, arguments, program)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a verb as Ctrl-C does
     try:
         call(verb, config)
@@ -82,9 +93,10 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> Non
 
 def call(verb: str, config: settings.Config) -> runs.Balance | None:
     """Run a verb; its balance goes to its last line, and with what it was asked and said into its run folder."""
-    module, function = VERBS[verb].run.split(":")
+    wanted = next((way for way in VERBS[verb].ways.values() if way.kind is type(config)), VERBS[verb])
+    module, function = wanted.run.split(":")
     home = next((found for name in HOMES if (found := getattr(config, name, None))), None)
-    if home is None:
+    if home is None or not wanted.recorded:
         balance: runs.Balance | None = getattr(importlib.import_module(module), function)(config)
     else:
         journal = runs.Journal(storage.place(home), verb, config.model_dump())

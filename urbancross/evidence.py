@@ -1,6 +1,6 @@
 """A tile that was found, with what speaks for it: caption phrase, tags, best segment, place and time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -84,11 +84,11 @@ class Evidence:
         told = self._row("tiles", shard, columns, row)
         captions: list[str] = []
         for table in self.captions:
-            if storage.exists(self.archive / table / shard):
+            if self._has(table, shard):
                 captions = self._row(table, shard, ["captions"], row)["captions"] or []
                 break
         tags: list[str] = []
-        if storage.exists(self.archive / "geotags" / shard):
+        if self._has("geotags", shard):
             near = self._row("geotags", shard, ["center_tags", "surrounding_tags"], row)
             tags = [*(near["center_tags"] or []), *(near["surrounding_tags"] or [])]
         hit = Hit(
@@ -110,7 +110,7 @@ class Evidence:
 
     def where(self, shard: str, row: int, query: np.ndarray) -> dict[str, Any] | None:
         """The segment of a tile that fits a query best; None where it has none, or they were not embedded yet."""
-        if self.segments is None or not storage.exists(self.archive / self.segments / shard):
+        if self.segments is None or not self._has(self.segments, shard):
             return None
         vectors = self._row(self.segments, shard, ["vectors"], row)["vectors"]
         if not vectors:
@@ -123,7 +123,7 @@ class Evidence:
     def cut(self, shard: str, row: int) -> list[dict[str, Any]]:
         """The segments of a tile, rows of `schemas.SEGMENT`: those embedded, or of the archive's only table."""
         table = self._segments_table()
-        if table is None or not storage.exists(self.archive / table / shard):
+        if table is None or not self._has(table, shard):
             return []
         return self._row(table, shard, ["segments"], row)["segments"] or []
 
@@ -138,14 +138,26 @@ class Evidence:
         """The encoded image of a tile; None where it has none."""
         return self._row("tiles", shard, ["image"], row)["image"]
 
+    def _has(self, table: str, shard: str) -> bool:
+        return storage.exists(self.archive / table / shard)
+
     def _row(self, table: str, shard: str, columns: list[str], row: int) -> dict[str, Any]:
         return storage.read_row(self.archive / table / shard, columns, row)
 
 
-def with_phrases(hits: list[Hit], query: np.ndarray, texts: TextEncoder) -> list[Hit]:
-    """Each hit with the phrase of its captions that is nearest to the query, hubness left aside."""
+def with_phrases(
+    hits: list[Hit],
+    query: np.ndarray,
+    texts: TextEncoder,
+    compared: Callable[[list[str]], list[str]] = lambda distinct: distinct[:MOST_PHRASES],
+) -> list[Hit]:
+    """Each hit with the phrase of its captions that is nearest to the query, hubness left aside.
+
+    Args:
+        compared: of the phrases of all hits, the best hits' first, those to compare.
+    """
     told = {hit.number: list(dict.fromkeys(part for text in hit.captions for part in phrases(text))) for hit in hits}
-    distinct = list(dict.fromkeys(part for parts in told.values() for part in parts))[:MOST_PHRASES]
+    distinct = compared(list(dict.fromkeys(part for parts in told.values() for part in parts)))
     if not distinct:
         return hits
     vectors = looks(texts.encode_texts(distinct), texts.width)

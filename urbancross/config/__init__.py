@@ -14,11 +14,13 @@ from urbancross.config.asking import (
     ReportConfig,
     RetryConfig,
     SearchConfig,
+    ServeConfig,
     VerifyConfig,
 )
 from urbancross.config.base import ArchiveConfig, Config, MakerConfig, StageConfig, WorkersConfig
 from urbancross.config.learning import EvaluateConfig, PretrainConfig, TrainingConfig
 from urbancross.config.making import CaptionConfig, EmbedConfig, GeotagConfig, IngestConfig, RankConfig, SegmentConfig
+from urbancross.config.mapping import MapConfig
 from urbancross.config.tuning import Budget, TuneConfig
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "IndexConfig",
     "IngestConfig",
     "MakerConfig",
+    "MapConfig",
     "Method",
     "PlanConfig",
     "PretrainConfig",
@@ -49,6 +52,7 @@ __all__ = [
     "RetryConfig",
     "SearchConfig",
     "SegmentConfig",
+    "ServeConfig",
     "StageConfig",
     "TrainingConfig",
     "TuneConfig",

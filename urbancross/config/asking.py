@@ -116,8 +116,35 @@ class SearchConfig(ArchiveConfig):
     """Where the query is encoded."""
 
 
+class ServeConfig(ArchiveConfig):
+    """Search an archive in a browser, with a map: a small web application that works offline and only reads."""
+
+    embeddings: list[str] | None = None
+    """Variant of an embeddings table to search by, said again for each; default: all whose checkpoint is found."""
+    checkpoint: list[str] | None = None
+    """Checkpoint that made embeddings, where it lies elsewhere than their table says; said again for each."""
+    host: str = "127.0.0.1"
+    """Address to listen at. By any but the loopback, everybody who reaches it can read the archive."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen at; 0: any that is free."""
+    hostname: list[str] | None = None
+    """A name that browsers ask by, such as that of a proxy in front; said again for each. Addresses and localhost are
+    known."""
+    requests_per_second: NonNegativeFloat = 20
+    """Searches of one address; a tile's picture counts for a tenth. 0: no limit."""
+    burst: PositiveInt = 40
+    """Searches of one address that may come at once."""
+    max_upload_mib: float = Field(default=8, gt=0, le=64)
+    """Size of a picture that is sent to search by."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where queries are encoded."""
+
+
 class ReportConfig(Config):
-    """Write one self-contained HTML page on an adaptation: counts, metrics, curves, domain gap, pictures."""
+    """Write one self-contained HTML page on an adaptation: counts, metrics, curves, domain gap, pictures.
+
+    `--map` writes another page, that searches one archive offline, on a map: urbancross report --map --help.
+    """
 
     source: str
     """The source archive."""

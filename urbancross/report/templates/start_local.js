@@ -1,0 +1,1 @@
+window.urbancross.start(window.urbancross.local());
