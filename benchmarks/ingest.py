@@ -68,10 +68,10 @@ def main() -> None:
         peak = max(row["peak_mib"] for row in rows)
         print(f"| {grid} | {reader} | {rate:.0f} | {rate / base:.2f} | {read:.1f} | {read / of:.2f} | {peak:.0f} |")
     if told.whole:
-        print("\n" + whole(scene, home))
+        print("\n" + "\n\n".join(whole(scene, home, shard_tiles) for shard_tiles in (2048, 512)))
 
 
-def whole(scene: Path, home: Path) -> str:
+def whole(scene: Path, home: Path, shard_tiles: int) -> str:
     """`ingest` of the scene, and what its processes held, ten times a second."""
     import psutil
 
@@ -81,7 +81,7 @@ def whole(scene: Path, home: Path) -> str:
     (scenes / "scene.tif").symlink_to(scene)
     shutil.rmtree(archive, ignore_errors=True)
     command = [sys.executable, "-m", "urbancross.cli", "ingest", "--source", str(scenes), "--archive", str(archive)]
-    command += ["--domain", "d", "--workers", "2"]
+    command += ["--domain", "d", "--workers", "2", "--shard-tiles", str(shard_tiles)]
     largest, together, began = Counter[str](), 0.0, time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         while process.poll() is None:
@@ -95,7 +95,8 @@ def whole(scene: Path, home: Path) -> str:
             time.sleep(0.1)
         seconds, out = time.perf_counter() - began, process.stdout.read() if process.stdout else ""
     rows = [f"{mib} MiB: {name}" for name, mib in largest.most_common(5)]
-    return "\n".join([out.strip(), f"{seconds:.1f} s; all processes together {together:.0f} MiB; the largest:", *rows])
+    out = f"shards of {shard_tiles} tiles: {out.strip()}"
+    return "\n".join([out, f"{seconds:.1f} s; all processes together {together:.0f} MiB; the largest:", *rows])
 
 
 def write(scene: Path, side: int) -> None:
