@@ -66,7 +66,7 @@
       const color = getComputedStyle(document.documentElement).getPropertyValue("--place").trim();
       for (const [lon, lat, count] of cells) {
         const of = { renderer, pane: "places", interactive: false, radius: 1.5 + Math.log10(count + 1), stroke: false };
-        L.circleMarker([lat, lon], { ...of, fillColor: color, fillOpacity: 0.75 }).addTo(group);
+        L.circleMarker([lat, lon], { ...of, fillColor: color, fillOpacity: 0.5 }).addTo(group);
       }
     };
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
