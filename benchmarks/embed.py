@@ -1,11 +1,11 @@
-"""How fast is `urbancross embed`, beside clip-retrieval, Daft and plain Ray Data, on the same tiles with the same weights?
+"""How fast is `urbancross embed`, beside clip-retrieval, Daft and plain Ray Data, on the same tiles and weights?
 
     python benchmarks/embed.py --source RSICD --out FOLDER --clip-retrieval PYTHON --daft PYTHON [--rounds 5]
 
-The tiles are those of a captioned set's split, once and four times over; the weights are of `--architecture`, drawn from
-a seed and kept in a file that all four load. Each contender is a process of its own from its start to its end, from
-tiles in Parquet (clip-retrieval: in a tar, which it reads instead) to vectors in files. Rounds are one process of each
-contender and size, again and again. Seconds a tile without the start are the slope between the two sizes.
+The tiles are those of a captioned set's split, once and four times over; the weights are of `--architecture`, drawn
+from a seed and kept in a file that all four load. Each contender is a process of its own from its start to its end,
+from tiles in Parquet (clip-retrieval: in tars, which it reads instead) to vectors in files. Rounds are one process of
+each contender and size, again and again. Milliseconds a tile without the start are the slope between the two sizes.
 
 Environments of the rivals: `pip install clip-retrieval`, `pip install daft torch open-clip-torch pillow`, both with the
 torch of this one; plain Ray Data runs in this one.
@@ -64,9 +64,14 @@ def main() -> None:
                 made = home / "made" / f"{name.replace(' ', '-')}-{times}"
                 command, environment = command_of(name, home, weights, times, made, pythons, settings[name])
                 seconds[name][times].append(timed(command, environment, home / "log.txt"))
-            print(f"round {number}, {times}: {({n: round(s[times][-1], 2) for n, s in seconds.items()})}", flush=True)
+            print(f"round {number}, {times}: { ({n: round(s[times][-1], 2) for n, s in seconds.items()}) }", flush=True)
     vectors = {name: vectors_of(name, home) for name in contenders}
-    result = {"settings": settings, "seconds": seconds, "cosines": cosines(vectors), "tiles": len(next(iter(vectors.values())))}
+    result = {
+        "settings": settings,
+        "seconds": seconds,
+        "cosines": cosines(vectors),
+        "tiles": len(next(iter(vectors.values()))),
+    }
     (home / "result.json").write_text(json.dumps(result, indent=1))
     show(result)
 
@@ -264,12 +269,30 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def show(result: dict[str, Any]) -> None:
     tiles = result["tiles"]
     heads = [f"{times * tiles:,} tiles, s (least to most)" for times in SIZES]
-    cells = ["contender", heads[0], "of ours", "bar", heads[1], "of ours", "ms a tile", "of ours", "least cosine", "about the mean"]
+    cells = [
+        "contender",
+        heads[0],
+        "of ours",
+        "bar",
+        heads[1],
+        "of ours",
+        "ms a tile",
+        "of ours",
+        "least cosine",
+        "about the mean",
+    ]
     print("\n| " + " | ".join(cells) + " |" + "\n" + "|---" * len(cells) + "|")
     ours = result["seconds"]["urbancross"]
     for name, seconds in result["seconds"].items():
         small, large = (seconds[times] for times in SIZES)
-        cells = [name, spread(small), ratio(small, ours[1]), str(BARS.get(name, "")), spread(large), ratio(large, ours[4])]
+        cells = [
+            name,
+            spread(small),
+            ratio(small, ours[1]),
+            str(BARS.get(name, "")),
+            spread(large),
+            ratio(large, ours[4]),
+        ]
         cells += [f"{slope(seconds, tiles):.2f}", f"{slope(seconds, tiles) / slope(ours, tiles):.2f}"]
         cells += [f"{value:.6f}" for value in result["cosines"][name].values()]
         print("| " + " | ".join(cells) + " |")
