@@ -48,7 +48,7 @@ def test_features_are_those_of_open_clip(settings: dict[str, Any]):
     theirs = open_clip.CLIP(**model).visual.eval()
     for parameter in theirs.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)  # biases and norms begin as zeros and ones
-    ours = image_tower.empty(settings).eval()
+    ours = image_tower.ImageTower(settings).eval()
     ours.load_state_dict(theirs.state_dict())
     pixels = torch.randn(2, 3, *[model["vision_cfg"]["image_size"]] * 2)
     with torch.inference_mode():

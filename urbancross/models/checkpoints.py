@@ -105,7 +105,7 @@ def _build_without_texts(model: Model, dropout: float) -> DualEncoder | None:
     if model.folder is None:
         tower = image_tower.of(model.base, settings)
     else:
-        tower = image_tower.empty(settings) if image_tower.is_one(settings) else None
+        tower = image_tower.ImageTower(settings) if image_tower.is_one(settings) else None
     if tower is None:
         return None
     return _of_plain(model, settings, image_tower.ImagesOnly(tower), settings["preprocess_cfg"], None)

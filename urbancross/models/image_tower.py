@@ -29,7 +29,7 @@ def of(base: str, told: dict[str, Any]) -> "ImageTower | None":
     file = plain.weight_file(base)
     if file is None or file.suffix != ".safetensors" or not is_one(told):
         return None
-    tower, start = empty(told), "visual."
+    tower, start = ImageTower(told), "visual."
     with safe_open(file, "pt") as tensors:
         found = {name: tensors.get_slice(name) for name in tensors.keys() if name.startswith(start)}  # noqa: SIM118
         if {name: found[name].get_shape() for name in found} != {
@@ -40,11 +40,14 @@ def of(base: str, told: dict[str, Any]) -> "ImageTower | None":
     return tower
 
 
-def empty(told: dict[str, Any]) -> "ImageTower":
-    """A tower of such settings whose weights are yet to be filled in: none are drawn."""
-    with torch.device("meta"):
-        tower = ImageTower(told)
-    return tower.to_empty(device="cpu")
+class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing is drawn: a file says what the weights are."""
+
+
+class Patches(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        """Likewise."""
 
 
 class Attention(nn.Module):
@@ -53,7 +56,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, tokens: Tensor, asking: int | None) -> Tensor:
         """What the first `asking` (None: all) of the tokens `[B, L, W]` make of them all: `[B, asking, W]`."""
@@ -73,7 +76,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, quick: bool) -> None:
         super().__init__()
         self.ln_1, self.attn, self.ln_2 = nn.LayerNorm(width), Attention(width, heads), nn.LayerNorm(width)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, hidden), "c_proj": nn.Linear(hidden, width)})
+        self.mlp = nn.ModuleDict({"c_fc": Linear(width, hidden), "c_proj": Linear(hidden, width)})
         self.quick = quick
 
     def forward(self, tokens: Tensor, asking: int | None = None) -> Tensor:
@@ -85,7 +88,7 @@ class Block(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Pixels `[B, 3, S, S]` to features `[B, F]`."""
+    """Pixels `[B, 3, S, S]` to features `[B, F]`; its weights are yet to be filled in."""
 
     def __init__(self, told: dict[str, Any]) -> None:
         super().__init__()
@@ -93,7 +96,7 @@ class ImageTower(nn.Module):
         vision = model["vision_cfg"]
         width, patch = vision.get("width", 768), vision.get("patch_size", 16)
         heads, hidden = width // vision.get("head_width", 64), int(width * vision.get("mlp_ratio", 4.0))
-        self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.conv1 = Patches(3, width, patch, patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty((plain.side(told) // patch) ** 2 + 1, width))
         self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
