@@ -66,6 +66,7 @@ def main() -> None:
                 command, environment = command_of(name, home, weights, times, made, pythons, settings[name])
                 seconds[name][times].append(timed(command, environment, home / "log.txt"))
             print(f"round {number}, {times}: { ({n: round(s[times][-1], 2) for n, s in seconds.items()}) }", flush=True)
+        (home / "seconds.json").write_text(json.dumps({"settings": settings, "seconds": seconds}, indent=1))
     vectors = {name: vectors_of(name, home) for name in contenders}
     found = cosines(vectors) if "urbancross" in vectors else {}
     result = {"settings": settings, "seconds": seconds, "cosines": found, "tiles": len(vectors[contenders[0]])}
