@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-SIZES = (1, 3)  # how many times over
+SIZES = (1, 3)
 TARS = 4  # which clip-retrieval shares among its processes that read
 SHARD_TILES = 128
 BATCH = 64
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--out")
     parser.add_argument("--architecture", default="ViT-S-32-alt")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="how many times over")
     parser.add_argument("--clip-retrieval", help="a Python that has clip-retrieval")
     parser.add_argument("--daft", help="a Python that has Daft, torch and open_clip")
     parser.add_argument("--only", nargs="+", default=["urbancross", *RIVALS])
@@ -58,9 +59,9 @@ def main() -> None:
     weights = prepare(home, Path(told.source).absolute(), told.split, told.architecture)
     pythons = {"clip-retrieval": told.clip_retrieval, "Daft": told.daft}
     contenders = [name for name in told.only if pythons.get(name, sys.executable)]
-    seconds = {name: {times: list[float]() for times in SIZES} for name in contenders}
+    seconds = {name: {times: list[float]() for times in told.sizes} for name in contenders}
     for number in range(told.rounds):
-        for times in SIZES:
+        for times in told.sizes:
             for name in contenders if number % 2 else contenders[::-1]:
                 made = home / "made" / f"{name.replace(' ', '-')}-{times}"
                 command, environment = command_of(name, home, weights, times, made, pythons, settings[name])
@@ -183,7 +184,7 @@ class RayTiles:
 def with_ray(model: str, tiles: Path, vectors: Path, told: dict[str, Any]) -> None:
     import ray
 
-    ray.init(num_cpus=(os.cpu_count() or 1) + 2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=(os.cpu_count() or 1) + 2, include_dashboard=False, log_to_driver=False)
     rows = ray.data.read_parquet(sorted(map(str, tiles.glob("*.parquet"))), columns=["tile_id", "image"])
     rows.map_batches(
         RayTiles,
@@ -269,17 +270,18 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def show(result: dict[str, Any]) -> None:
-    tiles, cosine = result["tiles"], result["cosines"]
-    few, many = (f"{times * tiles:,} tiles, s (least to most)" for times in SIZES)
-    print_row(["contender", few, "of ours", "bar", many, "of ours", "ms a tile", "of ours", "cosine", "about the mean"])
-    print_row(["---"] * 10)
-    ours = result["seconds"]["urbancross"]
+    tiles, ours = result["tiles"], result["seconds"]["urbancross"]
+    heads = [head for times in ours for head in (f"{times * tiles:,} tiles, s (least to most)", "of ours")]
+    slopes = len(ours) > 1
+    heads = ["contender", *heads, *(["ms a tile", "of ours"] if slopes else []), "bar", "cosine", "about the mean"]
+    print_row(heads)
+    print_row(["---"] * len(heads))
     for name, seconds in result["seconds"].items():
-        cells = [name]
-        for times, bar in zip(SIZES, ([str(BARS.get(name, ""))], []), strict=True):
-            cells += [spread(seconds[times]), ratio(seconds[times], ours[times]), *bar]
-        cells += [f"{slope(seconds, tiles):.2f}", f"{slope(seconds, tiles) / slope(ours, tiles):.2f}"]
-        print_row([*cells, *(f"{value:.6f}" for value in cosine[name].values())])
+        cells = [cell for times in ours for cell in (spread(seconds[times]), ratio(seconds[times], ours[times]))]
+        if slopes:
+            cells += [f"{slope(seconds, tiles):.2f}", f"{slope(seconds, tiles) / slope(ours, tiles):.2f}"]
+        cosine = [f"{value:.6f}" for value in result["cosines"][name].values()]
+        print_row([name, *cells, str(BARS.get(name, "")), *cosine])
 
 
 def print_row(cells: list[str]) -> None:
@@ -297,7 +299,7 @@ def ratio(theirs: list[float], ours: list[float]) -> str:
 
 def slope(seconds: dict[int, list[float]], tiles: int) -> float:
     """Milliseconds a tile, without what a process takes to start and to end."""
-    few, many = SIZES
+    few, *_, many = seconds
     return statistics.median(
         1000 * (b - a) / ((many - few) * tiles) for a, b in zip(seconds[few], seconds[many], strict=True)
     )
