@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from learning import small_open_clip
+
 from urbancross import cli
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +62,28 @@ def test_workers_of_stages_without_a_network_start_without_torch():
     code = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "torch" not in loaded.stdout.split()
+
+
+def test_embed_finds_out_what_a_model_is_without_torch_and_embeds_tiles_without_open_clip(tmp_path: Path):
+    folder = small_open_clip(tmp_path / "small")
+    weights = folder / "open_clip_model.safetensors"
+    code = f"""
+import sys
+from urbancross.config import EmbedConfig
+from urbancross.distributed import embedding
+from urbancross.models import names
+model = names.resolve("local-dir:{folder}")
+assert names.vector_width(model) == 24
+assert names.vector_width(names.resolve("ViT-S-32-alt/{weights}")) == 256
+print(*sys.modules, end=";")
+embedding.TileEmbedder(model, "cpu")
+print(*sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    of_driver, of_worker = (loaded.split() for loaded in told.split(";"))
+    assert not {"torch", "open_clip", "transformers", "timm"} & set(of_driver)
+    assert "torch" in of_worker
+    assert not {"open_clip", "transformers", "timm"} & set(of_worker)
 
 
 def test_only_the_ring_names_ray():

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from urbancross import schemas
 from urbancross.errors import TileSkipped
-from urbancross.segments.crops import crop
 from urbancross.tiles import decode
 
 
@@ -55,6 +54,8 @@ def embed_segments(encoder: Encoder, tiles: pa.Table, segments: pa.Table, max_se
 
     The first `max_segments` by rank, an order that knows nothing of captions.
     """
+    from urbancross.segments.crops import crop  # and scikit-image, which tiles do without
+
     rows = tiles.to_pylist()
     for row, cut in zip(rows, segments.to_pylist(), strict=True):
         row["failure"] = row["failure"] or cut["failure"]

@@ -12,7 +12,8 @@ from torch.nn import functional
 from urbancross import metrics, training
 from urbancross.embedding import looks
 from urbancross.models import checkpoints
-from urbancross.models.query_bank import EXTRA, QueryBank
+from urbancross.models.names import EXTRA
+from urbancross.models.query_bank import QueryBank
 
 
 def units(count: int, width: int = 16, seed: int = 0) -> Tensor:

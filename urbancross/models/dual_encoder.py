@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from urbancross.models.query_bank import EXTRA, QueryBank
+from urbancross.models.names import EXTRA
+from urbancross.models.query_bank import QueryBank
 
 MAX_SCALE = 100.0  # CLIP's bound on the inverse temperature (Radford et al. 2021, section 2.5)
 

