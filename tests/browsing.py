@@ -59,6 +59,13 @@ def settled(page: Page) -> None:
     expect(page.locator("#found:not([aria-busy])")).to_be_attached()
 
 
+def reloaded(page: Page) -> None:
+    """Open the address anew, and wait for its answers."""
+    page.reload()
+    expect(page.locator(".hit").first).to_be_visible()
+    settled(page)
+
+
 def search(page: Page, text: str) -> None:
     page.locator("#text").fill(text)
     page.locator("#text").press("Enter")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import served
 import shapely
-from browsing import HOSTILE, asked_box, chromium, draw_box, is_too_wide, looking, numbers, search, settled
+from browsing import HOSTILE, asked_box, chromium, draw_box, is_too_wide, looking, numbers, reloaded, search
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
@@ -282,8 +282,7 @@ def test_words_that_are_no_phrase_go_by_phrases_that_have_them(page: Page, befor
 @pytest.mark.slow
 def test_a_box_more_and_less_like_and_filters_work_offline(page: Page, before: Archive, file: Path):
     page.goto(f"{file.as_uri()}#text={FOREST}&bbox=20,59.5,21,60.5&model=before")
-    page.reload()
-    settled(page)
+    reloaded(page)
     agree(numbers(page), before, FOREST, bbox=[20, 59.5, 21, 60.5])
     draw_box(page, (0.5, 0.95))
     box = asked_box(page)

@@ -8,7 +8,7 @@ import geopandas
 import pytest
 import searchable
 import served
-from browsing import HOSTILE, asked_box, chromium, draw_box, is_too_wide, looking, numbers, search, settled
+from browsing import HOSTILE, asked_box, chromium, draw_box, is_too_wide, looking, numbers, reloaded, search, settled
 from playwright.sync_api import Browser, Page, expect
 
 from urbancross import schemas
@@ -67,8 +67,7 @@ def test_segments_are_outlined_on_tiles_and_the_best_one_is_marked(page: Page, p
 
 def test_a_box_drawn_with_the_mouse_leaves_the_tiles_that_meet_it(page: Page, url: str, plain: Archive):
     page.goto(f"{url}#text={FOREST}&bbox=20,59.5,21,60.5")
-    page.reload()
-    settled(page)
+    reloaded(page)
     before = numbers(page)
     draw_box(page, (0.5, 0.95))
     box = asked_box(page)
@@ -228,8 +227,7 @@ def test_the_keyboard_alone_goes_from_a_query_to_a_tile_and_back(page: Page):
 
 def test_a_tile_is_shown_on_the_map_and_the_map_shows_its_tile(page: Page, url: str):
     page.goto(f"{url}#text={FOREST}&bbox=20.2,59.99,20.4,60.03")
-    page.reload()
-    settled(page)
+    reloaded(page)
     page.locator(".hit").nth(2).hover()
     expect(page.locator(".found.active")).not_to_have_count(0)
     at = page.locator(".found.of-0:not([d='M0 0'])").first.bounding_box()
