@@ -31,8 +31,8 @@ class Answer:
         hits: best first.
         compared: tiles that the filters left to look in.
         by: `exact`, or the codes of the index.
-        doubt: whether anything matches at all; None: segments count, the query is more than texts, or no index was
-            calibrated.
+        doubt: whether anything matches at all; None: segments count, there are filters, the query is more than one
+            text, or no index was calibrated.
     """
 
     hits: list[Hit]
@@ -69,7 +69,7 @@ class Archive:
     ) -> None:
         self.place = storage.archive(place)
         self.table, maker = embeddings_table(self.place, embeddings)
-        self.model = checkpoints.resolve(checkpoint or maker["notes"]["checkpoint"])
+        self.model = model_of(self.table, maker, checkpoint)
         if self.model.fingerprint != maker["settings"]["checkpoint"]:
             raise ConfigError(
                 f"{self.table} was made by other weights than {self.model.name}; give the --checkpoint that made it, "
@@ -134,7 +134,12 @@ class Archive:
         Raises:
             ConfigError: nothing to look for, a tile that is not there, or an area that is none.
         """
-        wanted = [*([] if text is None else [text]), *plus]
+        for name, told in (("plus", plus), ("minus", minus), ("like", like), ("unlike", unlike), ("tags", tags)):
+            if isinstance(told, str):
+                raise ConfigError(f"{name}: want a list, such as [{told!r}]")
+        if top < 1:
+            raise ConfigError(f"top {top}: want 1 or more")
+        wanted = [said for said in (text or "", *plus) if said.strip()]
         texts = self.encoder.encode_texts([*wanted, *minus])
         terms = [*texts[: len(wanted)], *self._pictures(image), *(self.looks_of(tile) for tile in like)]
         against = [*texts[len(wanted) :], *(self.looks_of(tile) for tile in unlike)]
@@ -152,8 +157,8 @@ class Archive:
             split,
             tuple(tags),
         )
-        only_texts = image is None and not like and not unlike
-        return self.ask(query, filters, segment_weight, top, only_texts)
+        is_text = len(wanted) == 1 and not (minus or image is not None or like or unlike)
+        return self.ask(query, filters, segment_weight, top, is_text)
 
     def ask(
         self,
@@ -163,7 +168,10 @@ class Archive:
         top: int = 10,
         is_text: bool = False,
     ) -> Answer:
-        """As `search`, for a vector `[D]`; whether anything matches is told of a text's.
+        """As `search`, for a vector `[D]`.
+
+        Args:
+            is_text: it is of one text alone, as those were by which "nothing matches" was calibrated, over all tiles.
 
         Raises:
             ConfigError: a weight of segments, and there are no embeddings of them.
@@ -178,7 +186,7 @@ class Archive:
             index = None  # it was made without segments, or of others
         found = self._candidates(index, query, filters, segment_weight, max(top, TILES))
         doubt = None
-        if index is not None and is_text and not segment_weight and found.found:
+        if index is not None and is_text and not filters and not segment_weight and found.found:
             told = index.manifest["nothing_matches"]
             doubt = Calibration(**told).judge(np.array([tile.score for tile in found.found])) if told else None
         hits = self.evidence.hits(found.found[:top], query, self.encoder)
@@ -202,6 +210,8 @@ class Archive:
                 image = decode(read_image(storage.file(str(image), "--image")))
             except TileError as error:
                 raise ConfigError(f"--image {image}: {error}; give a JPEG, PNG or WebP") from None
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ConfigError(f"image: want [H, W, 3] uint8, found {list(image.shape)} {image.dtype}")
         return list(self.encoder.encode_image_queries([image]))
 
     def looks_of(self, tile: int | str) -> np.ndarray:
@@ -222,12 +232,29 @@ class Archive:
         Raises:
             ConfigError: there is no such tile.
         """
-        if not isinstance(tile, int):
+        if isinstance(tile, str):
             return tables.find_tile(self.place, tile)
-        found = self.evidence.address(tile)
+        found = self.evidence.address(int(tile))
         if found is None:
             raise ConfigError(f"{self.place} has {len(self):,} tiles, counted from 0, and so no tile {tile}")
         return found
+
+
+def model_of(table: str, maker: dict[str, Any], checkpoint: str | None) -> checkpoints.Model:
+    """What made a table of embeddings, or the checkpoint that is said to have.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if checkpoint is not None:
+        return checkpoints.resolve(checkpoint)
+    made_by = maker["notes"]["checkpoint"]
+    try:
+        return checkpoints.resolve(made_by)
+    except ConfigError:
+        raise ConfigError(
+            f"{table} was made by {made_by}, which is not there any more; say with --checkpoint where it lies now"
+        ) from None
 
 
 def combined(wanted: Sequence[np.ndarray], unwanted: Sequence[np.ndarray]) -> np.ndarray:

@@ -107,9 +107,12 @@ def require_writable(path: Place, what: str) -> None:
     """
     if isinstance(path, S3Path):
         return
-    if path.is_dir():
-        raise ConfigError(f"{what} {path} is a folder; give another name")
-    parent = next(folder for folder in path.parents if folder.exists())
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{what} {path} is a folder; give another name")
+        parent = next(folder for folder in path.parents if folder.exists())
+    except PermissionError as error:
+        raise ConfigError(f"{what} {path}: {error.strerror}; choose another place") from None
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"{what} {path}: nothing can be written in {parent}; choose another place")
 

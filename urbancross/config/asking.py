@@ -214,7 +214,7 @@ class ExportConfig(ArchiveConfig):
     """Folder to make, for segments-EPSG-32635.parquet and its like, or for collection.json; with --tile, a file."""
     stac: bool = False
     """Write collection.json and its items, a row a tile, in items.parquet; they point at the shards of the archive."""
-    licence: str = "other"
+    licence: str = Field(default="other", pattern=r"^[\w.+-]+$")
     """With --stac: licence of the imagery, by its SPDX name such as CC-BY-4.0."""
     tile: str | None = None
     """Write this tile alone, as a GeoTIFF that lies where it does on the ground."""

@@ -60,7 +60,8 @@ class IngestConfig(StageConfig):
     resampling: Literal["nearest", "bilinear", "cubic", "average"] = "bilinear"
     """Scenes only: how pixels that do not lie as the scene's do are made of those."""
     min_valid: float = Field(default=0.5, ge=0, le=1)
-    """Scenes only: skip tiles with data on a smaller share; squares that a scene covers less are not planned."""
+    """Scenes only: skip tiles with data on a smaller share; squares that a scene covers less are not planned.
+    With --grid pixels only whole squares are."""
     max_cloud: float | None = Field(default=None, ge=0, le=1)
     """Scenes only: skip tiles of which a larger share is white and without colour."""
     split: Split | None = None

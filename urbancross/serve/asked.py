@@ -56,8 +56,8 @@ class Asked(BaseModel):
 
     @property
     def is_text(self) -> bool:
-        """Whether it is of texts alone."""
-        return not (self.like or self.unlike or self.pictures)
+        """Whether it is one text alone."""
+        return len(self.wanted) == 1 and not (self.unwanted or self.like or self.unlike or self.pictures)
 
     @property
     def filters(self) -> Filters:

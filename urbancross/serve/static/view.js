@@ -219,7 +219,8 @@
         if (this.searching === searching) this.show(columns, "");
       } catch (error) {
         if (error.name === "AbortError" || this.searching !== searching) return;
-        tell(byId("error"), error.message);
+        this.show([], error.message);  // hits of another question would pass for its own
+        this.isAnswered = false;
       } finally {
         if (this.searching === searching) byId("found").removeAttribute("aria-busy");
       }
