@@ -1,6 +1,5 @@
 """The Ray session that a verb works in: joined or started, and how it is interrupted."""
 
-import atexit
 import logging
 import os
 import signal
@@ -54,7 +53,6 @@ def _start() -> None:
             ray.init(
                 address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet
             )
-    atexit.register(ray.shutdown)  # before Ray's own hook, which sleeps half a second for messages to be printed
     if callable(before) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # a local Ray takes the signal for itself
 
