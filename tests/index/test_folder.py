@@ -24,11 +24,16 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return searchable.model_in(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
     """Indexed in two goes, the last shard without segments of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors, "FEW", 12)
-        place, model = tmp_path_factory.mktemp("archive"), searchable.model_in(tmp_path_factory.mktemp("model"))
+        place = tmp_path_factory.mktemp("archive")
         patch.setattr(checkpoints, "load", lambda model, device: searchable.encoder(model.name))
         for shard in range(SHARDS):
             add_shard(place, model, shard, count=COUNT, failed=[2, 149])
@@ -89,10 +94,9 @@ def test_every_score_is_that_of_the_tile_and_of_the_best_of_its_segments(archive
         assert score == pytest.approx(told[built._address(int(number))], abs=2e-3)
 
 
-def test_a_tile_is_found_at_its_row_in_the_archive_past_those_that_failed(archive: Path, built: Index):
+def test_a_tile_is_found_at_its_row_in_the_archive_past_those_that_failed(built: Index, model: str):
     assert len(built) == SHARDS * (COUNT - 2)
     for shard, row in ((0, 0), (0, 148), (1, 1), (1, 3), (2, 100)):
-        model = f"local-dir:{next(iter(archive.parent.glob('model*'))) / searchable.MODEL}"
         best = built.best(searchable.vectors_of(model, shard, COUNT)[row], 1).found[0]
         assert (best.shard, best.row) == (name(shard), row)
     rows = {(tile.shard, tile.row) for tile in built.best(queries()[0], 1000).found}
