@@ -10,8 +10,11 @@ import pyarrow as pa
 from learning import small_open_clip
 
 from urbancross import schemas, storage
+from urbancross.archive import Archive
 from urbancross.config import IndexConfig
 from urbancross.index import building
+from urbancross.index.facts import Filters
+from urbancross.index.folder import MANIFEST, files_of, read_manifest
 from urbancross.models import checkpoints
 from urbancross.models.dual_encoder import DualEncoder
 from urbancross.runs import Balance
@@ -21,6 +24,7 @@ KINDS = ("a harbour with boats", "a dense forest", "a bare desert", "rows of gre
 DETAILS = ("in the snow", "near a road", "at the coast", "with a bridge", "by a river", "under clouds", "on a hill")
 WIDTH = 24
 MODEL = "small"
+INDEX = "index@m"
 
 
 load = checkpoints.load  # as it is, also where a test has it answer with what is loaded already
@@ -137,3 +141,33 @@ def publish(
 def index(archive: Place, **settings: Any) -> Balance:
     """What `urbancross index` does."""
     return building.run(IndexConfig(archive=str(archive), **{"queries": 40} | settings))
+
+
+def manifest(archive: Any) -> dict[str, Any]:
+    found = read_manifest(archive / INDEX)
+    assert found is not None
+    return found
+
+
+def files(archive: Any) -> dict[str, Any]:
+    """Names in the index's folder, with their time of change, but what nobody reads."""
+    names = [name for name in storage.names(archive / INDEX) if not name.startswith(".")]
+    return {name: storage.modified_s(archive / INDEX / name) for name in names}
+
+
+def found_by(archive: Any, top: int = 1000, weight: float = 0.0, **filters: Any) -> list[str]:
+    """Ids of tiles, best first, without their evidence."""
+    asked = Archive(str(archive))
+    query = np.linspace(-0.2, 0.3, WIDTH, dtype=np.float32)
+    found = asked._candidates(asked.index, query, Filters(**filters), weight, top).found
+    return [f"t{1000 * int(tile.shard[5:10]) + tile.row}" for tile in found]
+
+
+def ids(*shards: int, but: tuple[str, ...] = ("t7",)) -> set[str]:
+    return {f"t{1000 * shard + i}" for shard in shards for i in range(60)} - set(but)
+
+
+def is_whole(archive: Any) -> bool:
+    """Nothing lacks, and nothing lies beside."""
+    told = manifest(archive)
+    return set(files(archive)) == files_of(told) | {MANIFEST}

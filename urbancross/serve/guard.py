@@ -61,11 +61,10 @@ class Guard:
             self.check(Headers(scope=scope))
             await self.app({**scope, "method": "GET"} if is_head else scope, receive, guarded)
         except Refused as refused:
-            refused.response.headers["Connection"] = "close"
             response = refused.response
             response.headers["Connection"] = "close"  # its body, if there is one, stays unread
             await response(scope, receive, guarded)
-        except Exception:
+        except Exception:  # nobody foresaw it: logged whole, and told without a place of this machine
             log.exception("%s %s", scope["method"], scope["path"][:200])
             if begun and not ended:
                 raise
