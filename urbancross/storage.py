@@ -15,21 +15,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from urbancross.drafts import Groups, draft
 from urbancross.errors import ConfigError, SchemaError, StorageError
+from urbancross.stores import Place, s3, store_of
 from urbancross.stores import local as local_store
-from urbancross.stores import s3
 from urbancross.stores.s3 import S3Path
 
 METADATA = b"urbancross"  # the key of a shard's schema metadata that says what made it
 PARALLEL_READS = 16
-
-Place = Path | S3Path
 
 
 def place(text: str) -> Place:
@@ -117,13 +115,9 @@ def require_writable(path: Place, what: str) -> None:
         raise ConfigError(f"{what} {path}: nothing can be written in {parent}; choose another place")
 
 
-def _store(place: Place) -> ModuleType:
-    return s3 if isinstance(place, S3Path) else local_store
-
-
 def names(folder: Place) -> list[str]:
     """Everything right below a place, in order; empty when there is no such place."""
-    return _store(folder).names(folder)
+    return store_of(folder).names(folder)
 
 
 def tables(archive: Place, kind: str = "") -> list[str]:
@@ -138,12 +132,12 @@ def shards(table: Place) -> list[str]:
 
 def exists(place: Place) -> bool:
     """Whether there is an object of this name."""
-    return _store(place).exists(place)
+    return store_of(place).exists(place)
 
 
 def read(place: Place) -> tuple[bytes, str] | None:
     """An object's bytes and its version, or None when it is absent."""
-    return _store(place).read(place)
+    return store_of(place).read(place)
 
 
 def read_shard(path: Place, columns: list[str] | None = None) -> pa.Table:
@@ -254,14 +248,18 @@ def decode_shard(path: Place, data: bytes) -> pa.Table:
 
 def encode_shard(table: pa.Table) -> memoryview:
     """A shard as the bytes of a Parquet file; equal tables give equal bytes."""
-    buffer = BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=256)
-    return buffer.getbuffer()
+    file = BytesIO()
+    groups = Groups(file, table.schema)
+    groups.add(table)
+    groups.finish()
+    return file.getbuffer()
 
 
 def publish_shard(path: Place, table: pa.Table) -> bool:
     """Write a shard under its final name in one step; False when the name was taken before."""
-    return create(path, encode_shard(table)) is not None
+    with draft(path, table.schema) as shard:
+        shard.add(table)
+        return shard.publish()
 
 
 def create(place: Place, data: bytes | memoryview) -> str | None:
@@ -270,7 +268,7 @@ def create(place: Place, data: bytes | memoryview) -> str | None:
     Returns:
         Its version; None when somebody else made it first: theirs stays as it is.
     """
-    return _store(place).create(place, data)
+    return store_of(place).create(place, data)
 
 
 def swap(place: Place, data: bytes | memoryview, version: str) -> str | None:
@@ -279,32 +277,32 @@ def swap(place: Place, data: bytes | memoryview, version: str) -> str | None:
     Returns:
         The new version; None when another one is there by now.
     """
-    return _store(place).swap(place, data, version)
+    return store_of(place).swap(place, data, version)
 
 
 def replace(place: Place, data: bytes | memoryview) -> None:
     """Write a small object that may be written again (a report, metrics), still in one step."""
-    _store(place).replace(place, data)
+    store_of(place).replace(place, data)
 
 
 def remove(place: Place) -> None:
     """Remove an object; nothing happens when it is absent."""
-    _store(place).remove(place)
+    store_of(place).remove(place)
 
 
 def age_s(place: Place) -> float:
     """Seconds since an object was last written, by its store's clock alone; infinite when it is absent."""
-    return _store(place).age_s(place)
+    return store_of(place).age_s(place)
 
 
 def modified_s(place: Place) -> float:
     """When an object was last written, in seconds since 1970."""
-    return _store(place).modified_s(place)
+    return store_of(place).modified_s(place)
 
 
 def sweep(table: Place) -> int:
     """Remove what killed writers left half-written in a table; returns how many."""
-    return _store(table).sweep(table)
+    return store_of(table).sweep(table)
 
 
 @contextlib.contextmanager

@@ -46,11 +46,12 @@ class RetryWorker(StageWorker):
             counts = count_failures([])
             if again:
                 sources = self.stage.read(self.archive, name)
-                new = self.make(name, {table: rows.take(again) for table, rows in sources.items()}, orders)
+                wanted = {table: rows.take(again) for table, rows in sources.items()}
+                new = pa.concat_tables(self.make(name, wanted, orders))
                 counts = count_failures(new["failure"].to_pylist())
                 order = [len(failures) + again.index(row) if row in again else row for row in range(len(failures))]
                 old = old.select(new.schema.names).cast(new.schema)
-                whole = pa.concat_tables([old, new]).take(order).combine_chunks()
+                whole = pa.concat_tables([old, new]).take(order)
                 self.watch.publishing.remote(self.full(name))
                 if storage.swap(place, storage.encode_shard(whole), found[1]) is None:
                     raise StorageError(f"{place} was replaced by another run meanwhile; run the same command again")

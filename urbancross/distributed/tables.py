@@ -60,6 +60,7 @@ def run_stage(archive: Place, stage: Stage, config: MakerConfig) -> Balance:
         todo = {name: rows[name] for name in names if name not in done}
         schema = storage.with_made_by(stage.schema, maker)
         made = work_through(archive, stage, todo, StageWorker, (archive, stage, schema), config, held)
+        storage.sweep(table)  # of workers that died
     if made.written + made.skipped + made.failed != sum(todo.values()):
         raise SchemaError(
             f"{archive / 'plan' / ROWS} does not fit the shards of {first}; remove it: the shards say their rows, too"

@@ -7,7 +7,8 @@ import pickle
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ import ray
 from urbancross import schemas, storage
 from urbancross.distributed.stages import Stage
 from urbancross.distributed.watch import Orders
+from urbancross.drafts import draft
 from urbancross.errors import SchemaError, UrbanCrossError, WorkerError
 from urbancross.failpoints import hit
 from urbancross.runs import count_failures
@@ -102,24 +104,33 @@ class StageWorker:
         orders = self.take(name)
         place = self.archive / self.stage.output / name
         if not (orders.careful and storage.exists(place)):  # the one that died may have come to the end
-            with self.guard.at(name):
-                out = self.make(name, self.stage.read(self.archive, name), orders)
+            failures: list[str | None] = []
+            tally = Counter[str]()
+            with self.guard.at(name), draft(place, self.schema) as shard:
+                for rows in self.make(name, self.stage.read(self.archive, name), orders):
+                    shard.add(rows)
+                    failures += rows["failure"].to_pylist()
+                    tally.update(self.stage.tally(rows) if self.stage.tally else {})
                 self.watch.publishing.remote(self.full(name))
-                if storage.publish_shard(place, out):
+                if shard.publish():
                     hit("worker.published")
-                    self.watch.finish.remote(self.full(name), out.num_rows)
-                    counted = self.stage.tally(out) if self.stage.tally else {}
-                    return {**count_failures(out["failure"].to_pylist()), "tally": counted}
+                    self.watch.finish.remote(self.full(name), len(failures))
+                    return {**count_failures(failures), "tally": tally}
         failures = storage.read_shard(place, ["failure"])["failure"].to_pylist()
         self.watch.finish.remote(self.full(name), len(failures))
         return count_failures(failures)
 
-    def make(self, name: str, sources: dict[str, pa.Table], orders: Orders) -> pa.Table:
+    def make(self, name: str, sources: dict[str, pa.Table], orders: Orders) -> Iterator[pa.Table]:
         """A row for every tile of the aligned source tables, in their order."""
-        first = next(iter(sources.values()))
-        parts: dict[int, pa.Table] = {}
+        return in_order(self.parts(name, sources, orders))
+
+    def parts(self, name: str, sources: dict[str, pa.Table], orders: Orders) -> Iterator[tuple[int, pa.Table]]:
+        """Rows and which row of the sources the first belongs to, in the order in which they are tried."""
+        tile_ids = next(iter(sources.values()))["tile_id"]
+        for row, failure in orders.condemned.items():
+            yield row, self.left_out({table: rows.slice(row, 1) for table, rows in sources.items()}, failure)
         done, told = 0, time.monotonic()
-        for start, stop in steps(first.num_rows, self.stage.batch_tiles, orders):
+        for start, stop in steps(len(tile_ids), self.stage.batch_tiles, orders):
             self.guard.went_on()
             if orders.careful:
                 ray.get(self.watch.went_on.remote(self.full(name), done, (start, stop)))
@@ -127,16 +138,19 @@ class StageWorker:
                 self.watch.went_on.remote(self.full(name), done)
                 told = time.monotonic()
             hit("worker.batch")
-            batch = {table: rows.slice(start, stop - start) for table, rows in sources.items()}
-            parts[start] = self.transform(batch)
+            made = self.transform({table: rows.slice(start, stop - start) for table, rows in sources.items()})
+            yield start, self.checked(name, made, tile_ids.slice(start, stop - start))
             done += stop - start
-        for row, failure in orders.condemned.items():
-            parts[row] = self.left_out({table: rows.slice(row, 1) for table, rows in sources.items()}, failure)
-        out = pa.concat_tables(parts[start] for start in sorted(parts)) if parts else self.schema.empty_table()
-        schemas.check(out.schema, self.schema, f"{self.stage.output}/{name}")
-        if not out["tile_id"].equals(first["tile_id"]):
-            raise SchemaError(f"{self.stage.output}/{name}: the stage lost or reordered tiles")
-        return out.select(self.schema.names).replace_schema_metadata(self.schema.metadata)
+
+    def checked(self, name: str, rows: pa.Table, tile_ids: pa.ChunkedArray) -> pa.Table:
+        """
+        Raises:
+            SchemaError: they are not what the stage has to make of these tiles.
+        """
+        schemas.check(rows.schema, self.schema, self.full(name))
+        if not rows["tile_id"].equals(tile_ids):
+            raise SchemaError(f"{self.full(name)}: the stage lost or reordered tiles")
+        return rows.select(self.schema.names).replace_schema_metadata(self.schema.metadata)
 
     def left_out(self, sources: dict[str, pa.Table], failure: str) -> pa.Table:
         """The row of a tile that the transform must not see: a tile that failed upstream, with a reason of its own."""
@@ -152,6 +166,18 @@ def steps(rows: int, batch: int, orders: Orders) -> Iterator[tuple[int, int]]:
         stop = min(start + batch, rows)
         if (start, stop) not in orders.suspects and not (stop - start == 1 and start in orders.condemned):
             yield start, stop
+
+
+def in_order(parts: Iterable[tuple[int, pa.Table]]) -> Iterator[pa.Table]:
+    """Parts that begin at some row, from row 0 on; each as soon as those before it are there."""
+    early: dict[int, pa.Table] = {}
+    following = 0
+    for start, rows in parts:
+        early[start] = rows
+        while following in early:
+            part = early.pop(following)
+            following += part.num_rows
+            yield part
 
 
 def _with_failure(rows: pa.Table, failure: str) -> pa.Table:

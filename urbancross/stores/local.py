@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from urbancross.errors import StorageError
 from urbancross.failpoints import writing
@@ -46,13 +47,32 @@ def create(path: Path, data: bytes | memoryview) -> str | None:
         The new file's version; None when somebody else has that name: their file stays as it is.
     """
     with _temporary(path, data) as temporary:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return None
-        writing(path.name, "named")
-        fsync_folder(path.parent)
-        return _version(os.stat(temporary))
+        return _named(path, temporary)
+
+
+@contextlib.contextmanager
+def draft(path: Path) -> Iterator[IO[bytes]]:
+    """A file to fill for `create_from`; gone when the block ends."""
+    temporary = _beside(path)
+    try:
+        with contextlib.ExitStack() as opened:
+            with writing_to(path):
+                writing(path.name, "before")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = opened.enter_context(open(temporary, "wb"))
+            yield file
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def create_from(path: Path, file: IO[bytes]) -> str | None:
+    """`create` with what a draft holds."""
+    with writing_to(path):
+        file.flush()
+        os.fsync(file.fileno())
+        writing(path.name, "written")
+        return _named(path, Path(file.name))
 
 
 def swap(path: Path, data: bytes | memoryview, version: str) -> str | None:
@@ -116,29 +136,55 @@ def _version(told: os.stat_result) -> str:
     return f"{told.st_ino}-{told.st_mtime_ns}-{told.st_size}"
 
 
-@contextlib.contextmanager
-def _temporary(path: Path, data: bytes | memoryview) -> Iterator[Path]:
-    """A file beside `path` with `data`, safe on the disk; gone when the block ends."""
-    temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
+def _named(path: Path, temporary: Path) -> str | None:
     try:
-        writing(path.name, "before")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            half = len(data) // 2
-            file.write(data[:half])
-            file.flush()
-            writing(path.name, "halfway")
-            file.write(data[half:])
-            file.flush()
-            os.fsync(file.fileno())
-        writing(path.name, "written")
-        yield temporary
+        os.link(temporary, path)
+    except FileExistsError:
+        return None
+    writing(path.name, "named")
+    fsync_folder(path.parent)
+    return _version(os.stat(temporary))
+
+
+def _beside(path: Path) -> Path:
+    return path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """What the file system answers, as one line of our own.
+
+    Raises:
+        StorageError: `path` cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         if isinstance(error, StorageError):
             raise
         why = "its file system has no hard links" if error.errno in NO_LINKS else error.strerror
         then = "free some space" if error.errno in FULL else "choose another place"
         raise StorageError(f"cannot write {path}: {why}; {then}, and run the same command again") from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, data: bytes | memoryview) -> Iterator[Path]:
+    """A file beside `path` with `data`, safe on the disk; gone when the block ends."""
+    temporary = _beside(path)
+    try:
+        with writing_to(path):
+            writing(path.name, "before")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                half = len(data) // 2
+                file.write(data[:half])
+                file.flush()
+                writing(path.name, "halfway")
+                file.write(data[half:])
+                file.flush()
+                os.fsync(file.fileno())
+            writing(path.name, "written")
+            yield temporary
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

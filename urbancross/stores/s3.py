@@ -6,16 +6,18 @@ names its writer, and a writer that finds its own name has won.
 """
 
 import functools
+import mmap
 import os
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -155,6 +157,41 @@ def read_range(href: str, start: int, stop: int) -> Piece | Refusal:
 def create(path: S3Path, data: bytes | memoryview) -> str | None:
     """Make an object only if it is absent; its version, or None when somebody else was first."""
     return _put(path, data, IfNoneMatch="*")
+
+
+@contextmanager
+def draft(path: S3Path) -> Iterator[IO[bytes]]:
+    """A file of this machine to fill for `create_from`; it has no name, so even a killed process leaves none."""
+    with ExitStack() as opened:
+        with writing_to(path):
+            file = opened.enter_context(tempfile.TemporaryFile())
+        yield file
+
+
+def create_from(path: S3Path, file: IO[bytes]) -> str | None:
+    """`create` with what a draft holds."""
+    with writing_to(path):
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+            return create(path, view)
+
+
+@contextmanager
+def writing_to(path: S3Path) -> Iterator[None]:
+    """What this machine answers to the writing of a draft, as one line of our own.
+
+    Raises:
+        StorageError: the folder for temporary files takes no more.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"cannot write {path} by way of {tempfile.gettempdir()}: {error.strerror}; "
+            "free some space or set TMPDIR, and run the same command again"
+        ) from error
 
 
 def swap(path: S3Path, data: bytes | memoryview, version: str) -> str | None:
