@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import time
 import uuid
@@ -59,8 +60,8 @@ def draft(path: Path) -> Iterator[IO[bytes]]:
             with writing_to(path):
                 writing(path.name, "before")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                file = opened.enter_context(open(temporary, "wb"))
-            yield file
+                file = opened.enter_context(open(temporary, "wb", buffering=0))
+            yield io.BufferedWriter(file)  # closed below it, so that a full disk is not told once more
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ names its writer, and a writer that finds its own name has won.
 """
 
 import functools
+import io
 import mmap
 import os
 import re
@@ -164,8 +165,8 @@ def draft(path: S3Path) -> Iterator[IO[bytes]]:
     """A file of this machine to fill for `create_from`; it has no name, so even a killed process leaves none."""
     with ExitStack() as opened:
         with writing_to(path):
-            file = opened.enter_context(tempfile.TemporaryFile())
-        yield file
+            file = opened.enter_context(tempfile.TemporaryFile(buffering=0))
+        yield io.BufferedWriter(file)
 
 
 def create_from(path: S3Path, file: IO[bytes]) -> str | None:
