@@ -1,15 +1,21 @@
 """Debian's chromium, driven; a page that a test looks at ends clean: no error, nothing asked of any other machine."""
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import served
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from rasterio.warp import transform as warp_points
 
 CHROMIUM = Path("/usr/bin/chromium")
 OWN = ("http://127.0.0.1:", "data:", "blob:")  # what a page may ask for
+ON_TURNED = "20.121,60.0,20.128,60.006"  # a box that meets no other tile of `served`
 MARK = "window.harmed = true"  # what hostile texts would do
 HOSTILE = (
     f"<img src=x onerror='{MARK}'>",
@@ -104,3 +110,37 @@ def asked_box(page: Page) -> list[float]:
 
 def is_too_wide(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+def lies_as_its_scene(page: Page) -> None:
+    """The picture of the turned tile, found alone: its corners are where they should be, its red quarter the first."""
+    outline = page.locator("#map path.found:not([d='M0 0'])")
+    expect(outline).to_have_count(1)
+    before = outline.get_attribute("d") or ""
+    page.locator("#map .leaflet-control-zoom-out").click()  # all of it
+    expect(outline).not_to_have_attribute("d", before)
+    expect(page.locator(".leaflet-zoom-anim")).to_have_count(0)
+    image = page.locator("#map img.on-map")
+    expect(image).to_have_js_property("complete", True)
+    devtools = page.context.new_cdp_session(page)
+    root = devtools.send("DOM.getDocument")["root"]["nodeId"]
+    node = devtools.send("DOM.querySelector", {"nodeId": root, "selector": "#map img.on-map"})["nodeId"]
+    seen = np.array(devtools.send("DOM.getContentQuads", {"nodeId": node})["quads"]).reshape(4, 2)
+    lon, lat = served.ends_of_turned().T
+    wanted = np.column_stack(warp_points("EPSG:4326", "EPSG:3857", lon, lat)) * (1, -1)
+    np.testing.assert_allclose(_of_length_one(seen), _of_length_one(wanted), atol=0.01)
+    box = outline.bounding_box()
+    assert box is not None
+    np.testing.assert_allclose(seen.min(axis=0), [box["x"], box["y"]], atol=4)  # its line has a width
+    np.testing.assert_allclose(seen.max(axis=0), [box["x"] + box["width"], box["y"] + box["height"]], atol=4)
+    shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB")).astype(int)
+    reds = []
+    for x, y in 0.5 * seen + 0.5 * seen.mean(axis=0):  # the middle of each quarter
+        red, green, blue = shot[round(y), round(x)]
+        reds.append(bool(red > 200 and green < 60 and blue < 60))
+    assert reds == [True, False, False, False]
+
+
+def _of_length_one(points: np.ndarray) -> np.ndarray:
+    points = points - points.mean(axis=0)
+    return points / np.linalg.norm(points)

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 import uvicorn
 from conftest import KINDS as LOOKS
 from conftest import draw
 from learning import small_open_clip
 from PIL import Image
+from rasterio import Affine
+from rasterio.transform import from_origin
+from rasterio.warp import transform as warp_points
 from safetensors.torch import load_file, save_file
 from searchable import caption, index, maker, near, publish
 
@@ -35,6 +39,8 @@ from urbancross.storage import Place
 COUNT, SHARDS, WIDTH = 60, 2, 24
 FAILED, NOWHERE, ACROSS, WIDE = 7, 8, 9, 10  # tiles: without a picture, without a place, at the antimeridian, of 300 px
 WITHOUT_VECTOR = 11
+TURNED = 12  # by 30 degrees; its upper left quarter is red
+ON_GROUND = from_origin(451_000, 6_652_500, 10, 10) @ Affine.rotation(30)  # of TURNED, EPSG:32634
 UPLOAD_BYTES = 200_000
 QUERY = b'{"text": "a lake", "top": 3}'
 
@@ -52,7 +58,10 @@ def models_in(folder: Path) -> tuple[str, str]:
 
 
 def pixels(number: int) -> np.ndarray:
-    return draw(sorted(LOOKS)[number % len(LOOKS)], number, 300 if number == WIDE else 64)
+    found = draw(sorted(LOOKS)[number % len(LOOKS)], number, 300 if number == WIDE else 64)
+    if number == TURNED:
+        found[:32, :32] = (255, 0, 0)
+    return found
 
 
 def encoded(image: np.ndarray, kind: str = "JPEG") -> bytes:
@@ -61,7 +70,15 @@ def encoded(image: np.ndarray, kind: str = "JPEG") -> bytes:
     return out.getvalue()
 
 
+def ends_of_turned() -> np.ndarray:
+    """`[4, 2]` degrees of `TURNED`: upper left, upper right, lower right, lower left."""
+    xs, ys = ON_GROUND @ (np.array([0, 64, 64, 0]), np.array([0, 0, 64, 64]))
+    return np.column_stack(warp_points("EPSG:32634", "EPSG:4326", xs, ys))
+
+
 def bounds_of(number: int) -> list[float] | None:
+    if number == TURNED:
+        return [*ends_of_turned().min(axis=0).tolist(), *ends_of_turned().max(axis=0).tolist()]
     if number == NOWHERE:
         return None
     if number == ACROSS:
@@ -139,10 +156,18 @@ def tile(number: int) -> dict[str, Any]:
         "split": ("train", "valid")[number % 2],
         "image": encoded(pixels(number), "PNG" if number == WIDE else "JPEG"),
         "bounds": bounds,
-        "geometry": None if bounds is None else globe.box(bounds).wkb,
+        **footprint_of(number),
         "gsd_m": float("nan") if number == 0 else 2.0,
         "datetime": f"2024-0{1 + number % 9}-17",
     }
+
+
+def footprint_of(number: int) -> dict[str, Any]:
+    if number == TURNED:
+        shape = shapely.Polygon(ends_of_turned())
+        return {"geometry": shape.wkb, "crs": "EPSG:32634", "transform": list(ON_GROUND)[:6]}
+    bounds = bounds_of(number)
+    return {"geometry": None if bounds is None else globe.box(bounds).wkb}
 
 
 def library_of(place: Place, variants: list[str] | None = None) -> Library:

@@ -13,7 +13,19 @@ import numpy as np
 import pytest
 import served
 import shapely
-from browsing import HOSTILE, asked_box, chromium, draw_box, is_too_wide, looking, numbers, reloaded, search
+from browsing import (
+    HOSTILE,
+    ON_TURNED,
+    asked_box,
+    chromium,
+    draw_box,
+    is_too_wide,
+    lies_as_its_scene,
+    looking,
+    numbers,
+    reloaded,
+    search,
+)
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
@@ -191,6 +203,16 @@ def test_filters_choose_the_tiles_and_the_balance_counts_them(
     assert len(held(page, "tiles")["ids"]) <= 20
     assert held(page, "pictures") == {"rows": [], "jpegs": []}
     assert "pictures of 0" in held(page, "archive")["note"]
+
+
+def test_the_page_has_corners_where_a_picture_is_turned(place: Path, tmp_path: Path):
+    page = written(place, tmp_path / "m.html", "--bbox", ON_TURNED, "--embeddings", "before")
+    (west, south, east, north) = served.bounds_of(served.TURNED) or ()
+    shares = np.frombuffer(base64.b64decode(held(page, "tiles")["corners"]), "<u2").reshape(4, 2) / mapping.SHARE
+    ends = np.column_stack([west + shares[:, 0] * (east - west), north - shares[:, 1] * (north - south)])
+    np.testing.assert_allclose(ends, served.ends_of_turned(), atol=2e-7)
+    page = written(place, tmp_path / "m.html", "--split", "valid", "--embeddings", "before")
+    assert held(page, "tiles")["corners"] is None
 
 
 def test_what_a_page_cannot_hold_is_said_in_one_line_and_writes_nothing(
@@ -384,3 +406,11 @@ def test_places_and_times_are_filtered_as_in_python(page: Page):
     times = ["2024", "2024-02", "2023-12", "2024-05-17", "2024-05-17T10:30Z", "2024-05-17T10:30:00+02:00", "1969-07"]
     told = page.evaluate("times => times.map(urbancross.allowed.spanOf)", times)
     assert told == [[us // 1000 for us in span_of(text)] for text in times]
+
+
+@pytest.mark.slow
+def test_a_turned_tile_lies_on_the_map_as_its_scene_does_offline(page: Page, file: Path):
+    page.goto(f"{file.as_uri()}#text={FOREST}&bbox={ON_TURNED}")
+    reloaded(page)
+    assert numbers(page) == [served.TURNED]
+    lies_as_its_scene(page)

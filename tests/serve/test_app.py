@@ -1,6 +1,7 @@
 """What each address answers, beside what `Archive` says of the same archive."""
 
 import io
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from PIL import Image
 from searchable import caption
 from starlette.testclient import TestClient
 
+from urbancross import storage
 from urbancross.archive import Archive
 from urbancross.serve import app, limits, pictures, summary
 from urbancross.serve.asked import Asked
@@ -97,6 +99,26 @@ def test_a_hit_brings_its_evidence_and_no_number_that_json_does_not_know(client:
     )  # NaN in the table
     assert by_number[served.NOWHERE]["bounds"] is None
     assert by_number[served.ACROSS]["bounds"] == [179.99, 60.0, -179.99, 60.02]
+
+
+def test_a_hit_tells_the_corners_of_a_turned_picture(client: TestClient, place: Path):
+    hits = search(client, text="a lake", top=120)["hits"]
+    corners = {hit["number"]: hit["corners"] for hit in hits}
+    np.testing.assert_allclose(corners.pop(served.TURNED), served.ends_of_turned(), atol=2e-7)
+    assert set(corners.values()) == {None}
+
+
+def test_an_archive_of_an_earlier_version_is_served_upright(place: Path, tmp_path: Path):
+    old = tmp_path / "old"
+    shutil.copytree(place, old)
+    for name in storage.shards(place / "tiles"):
+        (old / "tiles" / name).unlink()
+        storage.publish_shard(
+            old / "tiles" / name, storage.read_shard(place / "tiles" / name).drop_columns(["transform"])
+        )
+    client = TestClient(served.application(served.library_of(old, ["before"])), base_url="http://127.0.0.1:8000")
+    hits = search(client, text="a lake", top=120)["hits"]
+    assert {hit["corners"] for hit in hits} == {None}
 
 
 def test_each_model_answers_for_itself(client: TestClient, place: Path):

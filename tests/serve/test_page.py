@@ -8,7 +8,20 @@ import geopandas
 import pytest
 import searchable
 import served
-from browsing import HOSTILE, asked_box, chromium, draw_box, is_too_wide, looking, numbers, reloaded, search, settled
+from browsing import (
+    HOSTILE,
+    ON_TURNED,
+    asked_box,
+    chromium,
+    draw_box,
+    is_too_wide,
+    lies_as_its_scene,
+    looking,
+    numbers,
+    reloaded,
+    search,
+    settled,
+)
 from playwright.sync_api import Browser, Page, expect
 
 from urbancross import schemas
@@ -239,6 +252,16 @@ def test_a_tile_is_shown_on_the_map_and_the_map_shows_its_tile(page: Page, url: 
     page.mouse.up()
     expect(page.locator("#tile h2")).to_contain_text(f"t{number}")
     assert page.locator("#map img.on-map").count() > 0
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_a_turned_tile_lies_on_the_map_as_its_scene_does(browser: Browser, url: str, motion: str):
+    with looking(browser, reduced_motion=motion) as page:
+        page.goto(f"{url}#text={FOREST}&bbox={ON_TURNED}")
+        reloaded(page)
+        assert numbers(page) == [served.TURNED]
+        lies_as_its_scene(page)
+        lies_as_its_scene(page)
 
 
 def test_a_picture_can_be_searched_by(page: Page, plain: Archive, tmp_path: Path):

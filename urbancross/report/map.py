@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from urbancross import storage, tables
+from urbancross import corners, schemas, storage, tables
 from urbancross.archive import Archive
 from urbancross.captions.words import phrases
 from urbancross.config import MapConfig
@@ -29,6 +29,7 @@ FEW = 20_000  # tiles up to which each keeps several parts of its captions
 PARTS = 3
 DEGREE = 10_000_000  # parts of a degree that bounds are told in
 NO_PLACE = -(2**31)
+SHARE = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,13 @@ def tiles_of(archive: Place, chosen: Chosen, parts: Sequence[Sequence[str]], kno
     placed = np.where(np.isnan(bounds), NO_PLACE, np.nan_to_num(bounds) * DEGREE)
     times: list[str | None] = [None] * len(chosen)
     gsds: list[float | None] = [None] * len(chosen)
+    ends = np.full((len(chosen), 4, 2), np.nan)
     for name, here, rows in chosen.by_shard():
-        read = storage.read_shard(archive / "tiles" / name, ["datetime", "gsd_m"]).take(pa.array(rows))
+        shard = archive / "tiles" / name
+        columns = [*corners.COLUMNS, "datetime", "gsd_m"]
+        known_columns = [column for column in columns if column in storage.read_schema(shard).names]
+        read = schemas.completed(storage.read_shard(shard, known_columns), "tiles").take(pa.array(rows))
+        ends[here] = corners.corners(read)
         for at, row in zip(here, read.to_pylist(), strict=True):
             times[at] = row["datetime"]
             gsds[at] = float(f"{row['gsd_m']:.4g}") if row["gsd_m"] and np.isfinite(row["gsd_m"]) else None
@@ -236,6 +242,7 @@ def tiles_of(archive: Place, chosen: Chosen, parts: Sequence[Sequence[str]], kno
         "numbers": offline.packed(chosen.numbers.astype(np.uint32)),
         "ids": facts["tile_id"].to_pylist(),
         "bounds": offline.packed(np.rint(placed).astype(np.int32)),
+        "corners": within_bounds(ends, bounds),
         "times": {**moments, "spans": [[None if us is None else us / 1000 for us in span] for span in known_spans]},
         "gsd": offline.column(gsds),
         "domains": offline.column(facts["domain"].to_pylist()),
@@ -243,3 +250,15 @@ def tiles_of(archive: Place, chosen: Chosen, parts: Sequence[Sequence[str]], kno
         "tags": offline.lists([tags or [] for tags in facts["tags"].to_pylist()]),
         "parts": offline.lists(parts, known),
     }
+
+
+def within_bounds(ends: np.ndarray, bounds: np.ndarray) -> str | None:
+    """Corners `[N, 4, 2]` of pictures as shares of their bounds `[N, 4]`, from the west and from the north, each in 16
+    bits; None where all stand upright."""
+    if np.isnan(ends).all():
+        return None
+    west, south, east, north = bounds.T[..., None]
+    width = np.where(west <= east, east, east + 360) - west
+    shares = np.stack([(ends[..., 0] - west) / width, (north - ends[..., 1]) / (north - south)], axis=-1)
+    shares = np.where(np.isnan(shares), corners.OF_PICTURE, shares)
+    return offline.packed(np.rint(np.clip(shares, 0, 1) * SHARE).astype(np.uint16))

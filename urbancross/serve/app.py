@@ -108,9 +108,9 @@ class Answers:
 
     def search(self, body: bytes) -> dict[str, Any]:
         began = time.perf_counter()
-        _, found = self.library.search(asking.read(body))
+        archive, found = self.library.search(asking.read(body))
         return {
-            "hits": [told(hit) for hit in found.hits],
+            "hits": [told(hit) | {"corners": archive.kept.corners(hit.shard, hit.row)} for hit in found.hits],
             "compared": found.compared,
             "by": found.by,
             "doubt": None if found.doubt is None else asdict(found.doubt),

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from urbancross import storage
+from urbancross import corners, schemas, storage
 from urbancross.evidence import AT_ONCE, Evidence, Hit, TextEncoder, with_phrases
 from urbancross.index.exact import Found
 from urbancross.serve.newest import Newest
 from urbancross.serve.remembering import Remembering
 from urbancross.storage import Place
 
+PLACED = pa.schema([schemas.TILES.field(name) for name in corners.COLUMNS])
 ROWS_BYTES = 256 << 20  # of rows of tables that are kept
 
 
@@ -84,3 +85,16 @@ class KeptEvidence(Evidence):
     def footprint(self, shard: str, row: int) -> bytes | None:
         """What a tile covers as WKB in degrees; None where it has no place."""
         return self._row("tiles", shard, ["geometry"], row)["geometry"]
+
+    def corners(self, shard: str, row: int) -> list[list[float]] | None:
+        """Of a tile's picture, as `corners.corners`; None where it stands upright in its bounds, or has none."""
+        if not self._says_transforms:
+            return None
+        told = self._row("tiles", shard, corners.COLUMNS, row)
+        found = corners.corners(pa.Table.from_pylist([told], schema=PLACED))[0]
+        return None if np.isnan(found).any() else np.round(found, 7).tolist()
+
+    @cached_property
+    def _says_transforms(self) -> bool:  # tables of an earlier version do not
+        known = storage.read_schema(self.archive / "tiles" / self.names[0]).names if self.names else []
+        return set(corners.COLUMNS) <= set(known)

@@ -4,6 +4,8 @@
 
   const DEGREE = 1e7;
   const NO_PLACE = -(2 ** 31);
+  const SHARE = 2 ** 16 - 1; // of a tile's bounds, all of them
+  const UPRIGHT = [0, 0, SHARE, 0, SHARE, SHARE, 0, SHARE];
   const CELLS = 60; // in which an overview is counted, each way
   const TAGS = 200;
 
@@ -34,6 +36,18 @@
 
   function tilesOf(told) {
     const bounds = new Int32Array(bytes(told.bounds));
+    const shares = told.corners && new Uint16Array(bytes(told.corners));
+    const boundsOf = (row) => (bounds[4 * row] === NO_PLACE ? null : [0, 1, 2, 3].map((i) => bounds[4 * row + i] / DEGREE));
+
+    /** Corners of a picture, as `serve` tells them; null: it stands upright in its bounds. */
+    function cornersOf(row) {
+      const own = shares && shares.subarray(8 * row, 8 * row + 8);
+      if (!own || !boundsOf(row) || own.every((share, i) => share === UPRIGHT[i])) return null;
+      const [west, south, east, north] = boundsOf(row);
+      const width = (west <= east ? east : east + 360) - west;
+      return [0, 2, 4, 6].map((i) => [west + (own[i] / SHARE) * width, north - (own[i + 1] / SHARE) * (north - south)]);
+    }
+
     return {
       count: told.count,
       ids: told.ids,
@@ -44,7 +58,8 @@
       splits: column(told.splits),
       tags: lists(told.tags),
       parts: lists(told.parts),
-      boundsOf: (row) => (bounds[4 * row] === NO_PLACE ? null : [0, 1, 2, 3].map((i) => bounds[4 * row + i] / DEGREE)),
+      boundsOf,
+      cornersOf,
     };
   }
 
@@ -194,7 +209,8 @@
         .sort((a, b) => b[1] - a[1]);
       const told = (from) => (from.at[row] ? from.values[from.at[row] - 1] : null);
       return {
-        rank, score, number: tiles.numbers[row], tile_id: tiles.ids[row], bounds: tiles.boundsOf(row), where: null,
+        rank, score, number: tiles.numbers[row], tile_id: tiles.ids[row], bounds: tiles.boundsOf(row),
+        corners: tiles.cornersOf(row), where: null,
         captions: parts.map((i) => tiles.parts.values[i]), phrase: first ? tiles.parts.values[first[0]] : null,
         tags: tiles.tags.of(row).map((i) => tiles.tags.values[i]), domain: told(tiles.domains), split: told(tiles.splits),
         datetime: told(tiles.times), gsd_m: told(tiles.gsd),

@@ -45,7 +45,7 @@
         set(tile.dot, px < DOT_PX);
         set(tile.outline, px >= DOT_PX);
         const isSeen = px >= PICTURE_PX && map.getBounds().intersects(tile.bounds);
-        if (isSeen && !tile.picture) tile.picture = pictureOf(number, tile.bounds);
+        if (isSeen && !tile.picture) tile.picture = pictureOf(number, tile);
         if (tile.picture) set(tile.picture, isSeen);
       }
       mark();
@@ -56,9 +56,10 @@
       else hitLayer.removeLayer(layer);
     }
 
-    function pictureOf(number, bounds) {
+    function pictureOf(number, { bounds, corners }) {
       const url = source.picture(number, 256);
-      return url && L.imageOverlay(url, bounds, { pane: "pictures", className: "on-map", alt: "" });
+      const options = { pane: "pictures", className: "on-map", alt: "" };
+      return url && (corners ? house.turned(url, corners, options) : L.imageOverlay(url, bounds, options));
     }
 
     function mark() {
@@ -74,11 +75,13 @@
 
     function tileOf(hit, column) {
       const bounds = latLngs(hit.bounds);
+      const corners = hit.corners && hit.corners.map(([lon, lat]) => L.latLng(lat, lon)); // null: upright in its bounds
       const className = `found of-${column}`;
       const tile = {
         bounds,
+        corners,
         dot: L.circleMarker(bounds.getCenter(), { radius: 6, className }),
-        outline: L.rectangle(bounds, { className }),
+        outline: corners ? L.polygon(corners, { className }) : L.rectangle(bounds, { className }),
       };
       for (const layer of [tile.dot, tile.outline]) {
         layer.bindTooltip(house.el("span", {}, `${hit.rank}  ${house.inShort(hit.phrase || hit.tile_id, 60)}`), { sticky: true });
