@@ -141,6 +141,19 @@ def lies_as_its_scene(page: Page) -> None:
     assert reds == [True, False, False, False]
 
 
+def lies_together(page: Page) -> None:
+    """Hits on both sides of 180 degrees are shown within one view, a degree wide, which can be asked about."""
+    expect(page.locator("#map .degrees.lon", has_text="°E")).not_to_have_count(0)
+    expect(page.locator("#map .degrees.lon", has_text="°W")).not_to_have_count(0)
+    page.locator("#view").click()
+    expect(page.locator("#chips")).to_contain_text("within the box")
+    settled(page)
+    west, _, east, _ = asked_box(page)
+    assert west > east
+    assert east + 360 - west < 3
+    assert len(numbers(page)) == 40
+
+
 def _of_length_one(points: np.ndarray) -> np.ndarray:
     points = points - points.mean(axis=0)
     return points / np.linalg.norm(points)

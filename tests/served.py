@@ -40,7 +40,7 @@ COUNT, SHARDS, WIDTH = 60, 2, 24
 FAILED, NOWHERE, ACROSS, WIDE = 7, 8, 9, 10  # tiles: without a picture, without a place, at the antimeridian, of 300 px
 WITHOUT_VECTOR = 11
 TURNED = 12  # by 30 degrees; its upper left quarter is red
-ON_GROUND = from_origin(451_000, 6_652_500, 10, 10) @ Affine.rotation(30)  # of TURNED, EPSG:32634
+ON_GROUND = from_origin(451_000, 6_652_700, 10, 10) @ Affine.rotation(30)  # of TURNED, EPSG:32634
 UPLOAD_BYTES = 200_000
 QUERY = b'{"text": "a lake", "top": 3}'
 
@@ -84,6 +84,14 @@ def bounds_of(number: int) -> list[float] | None:
     if number == ACROSS:
         return [179.99, 60.0, -179.99, 60.02]
     return [20 + number / 100, 60.0, 20 + (number + 0.9) / 100, 60.01]
+
+
+def bounds_across(number: int) -> list[float] | None:
+    """Instead of `bounds_of`: side by side from 179.4 to -179.4 degrees."""
+    if number == NOWHERE:
+        return None
+    west, east = (((lon + 180) % 360) - 180 for lon in (179.4 + number / 100, 179.4 + (number + 0.9) / 100))
+    return [west, -17.0, east, -16.99]
 
 
 def made(place: Place, models: tuple[str, str], indexed: bool = True) -> Place:

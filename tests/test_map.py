@@ -21,6 +21,7 @@ from browsing import (
     draw_box,
     is_too_wide,
     lies_as_its_scene,
+    lies_together,
     looking,
     numbers,
     reloaded,
@@ -414,3 +415,28 @@ def test_a_turned_tile_lies_on_the_map_as_its_scene_does_offline(page: Page, fil
     reloaded(page)
     assert numbers(page) == [served.TURNED]
     lies_as_its_scene(page)
+
+
+@pytest.mark.slow
+def test_an_archive_across_180_degrees_lies_together_offline(
+    browser: Browser, tmp_path: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(served, "bounds_of", served.bounds_across)
+    place = served.made(tmp_path / "fiji", models, indexed=False)
+    written(place, tmp_path / "map.html", "--embeddings", "before")
+    with looking(browser, own=("file:", "data:", "blob:"), offline=True) as page:
+        page.goto((tmp_path / "map.html").as_uri())
+        search(page, FOREST)
+        lies_together(page)
+
+
+@pytest.mark.slow
+def test_a_download_offline_has_the_outline_of_a_turned_tile(page: Page, file: Path, tmp_path: Path):
+    page.goto(f"{file.as_uri()}#text={FOREST}&bbox={ON_TURNED}")
+    reloaded(page)
+    with page.expect_download() as download:
+        page.locator("#downloads button", has_text="GeoJSON").click()
+    download.value.save_as(tmp_path / "hits.geojson")
+    (shape,) = geopandas.read_file(tmp_path / "hits.geojson").geometry
+    assert shape.exterior.is_ccw
+    assert shapely.Polygon(served.ends_of_turned()).symmetric_difference(shape).area < 1e-4 * shape.area

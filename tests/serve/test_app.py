@@ -90,7 +90,7 @@ def test_a_hit_brings_its_evidence_and_no_number_that_json_does_not_know(client:
     first = by_number[0]
     assert set(first) == {
         "rank", "number", "tile_id", "score", "bounds", "captions", "phrase", "tags", "where", "domain", "datetime",
-        "gsd_m", "split",
+        "gsd_m", "split", "corners",
     }  # fmt: skip
     assert (first["captions"], first["tags"], first["gsd_m"]) == (
         [caption(0)],

@@ -16,6 +16,7 @@ from browsing import (
     draw_box,
     is_too_wide,
     lies_as_its_scene,
+    lies_together,
     looking,
     numbers,
     reloaded,
@@ -320,6 +321,27 @@ def test_hostile_texts_of_an_archive_are_only_shown(
         page.locator("#tile .tags button").first.click()
         expect(page.locator("#chips")).to_contain_text(HOSTILE[0][:20])
         page.locator(".hit").nth(2).hover()
+
+
+def test_an_archive_across_180_degrees_lies_together(
+    browser: Browser, tmp_path: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(served, "bounds_of", served.bounds_across)
+    place = served.made(tmp_path / "fiji", models, indexed=False)
+    with (
+        served.listening(served.application(served.library_of(place, ["before"]))) as port,
+        looking(browser) as page,
+    ):
+        page.goto(f"http://127.0.0.1:{port}/")
+        search(page, FOREST)
+        lies_together(page)
+
+
+def test_a_damaged_box_in_the_address_is_told_and_left_out(page: Page, url: str):
+    page.goto(f"{url}#text={FOREST}&bbox=20,60,twenty,61")
+    reloaded(page)
+    expect(page.locator("#error")).to_have_text("no box: 20,60,twenty,61; want west,south,east,north in degrees")
+    assert len(numbers(page)) == TOP
 
 
 def test_an_archive_without_places_has_no_map_and_says_why(browser: Browser, tmp_path: Path):

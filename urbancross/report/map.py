@@ -21,6 +21,7 @@ from urbancross.progress import say
 from urbancross.report import offline, reduced, thumbnails
 from urbancross.report.phrasebook import STOP, best_parts, phrases_and_words
 from urbancross.runs import Balance
+from urbancross.serve import summary
 from urbancross.storage import Place
 from urbancross.tiles import parse_bbox
 
@@ -94,6 +95,8 @@ def run(config: MapConfig) -> Balance:
         "phrases": len(known),
         "note": note_of(len(pictures), len(chosen)),
         "stop": STOP,
+        "summary": summary.summary(chosen.facts),
+        "cells": summary.cells(chosen.facts),
     }
     page = offline.page(data).encode()
     storage.replace(out, page)

@@ -6,8 +6,6 @@
   const NO_PLACE = -(2 ** 31);
   const SHARE = 2 ** 16 - 1; // of a tile's bounds, all of them
   const UPRIGHT = [0, 0, SHARE, 0, SHARE, SHARE, 0, SHARE];
-  const CELLS = 60; // in which an overview is counted, each way
-  const TAGS = 200;
 
   function held(id) {
     const element = document.getElementById(id);
@@ -233,40 +231,6 @@
       };
     }
 
-    function extent() {
-      let found = null;
-      for (let row = 0; row < tiles.count; row += 1) {
-        const box = tiles.boundsOf(row);
-        if (!box) continue;
-        if (box[0] > box[2]) return [-180, found ? Math.min(found[1], box[1]) : box[1], 180, found ? Math.max(found[3], box[3]) : box[3]];
-        found = found ? [Math.min(found[0], box[0]), Math.min(found[1], box[1]), Math.max(found[2], box[2]), Math.max(found[3], box[3])] : box;
-      }
-      return found;
-    }
-
-    function commonTags() {
-      const counts = new Map();
-      for (let row = 0; row < tiles.count; row += 1) for (const i of tiles.tags.of(row)) counts.set(i, (counts.get(i) || 0) + 1);
-      return [...counts].sort((a, b) => b[1] - a[1]).slice(0, TAGS).map(([i]) => tiles.tags.values[i]);
-    }
-
-    function cells(bounds) {
-      const [w, s] = [(bounds[2] - bounds[0]) / CELLS || 1, (bounds[3] - bounds[1]) / CELLS || 1];
-      const counts = new Map();
-      for (let row = 0; row < tiles.count; row += 1) {
-        const box = tiles.boundsOf(row);
-        if (!box || box[0] > box[2]) continue;
-        const key = [(box[0] + box[2]) / 2 - bounds[0], (box[1] + box[3]) / 2 - bounds[1]].map((x, i) => Math.floor(x / [w, s][i])).join();
-        counts.set(key, (counts.get(key) || 0) + 1);
-      }
-      return [...counts].map(([key, count]) => {
-        const [x, y] = key.split(",").map(Number);
-        return [bounds[0] + (x + 0.5) * w, bounds[1] + (y + 0.5) * s, count];
-      });
-    }
-
-    const bounds = extent();
-    const times = [...tiles.times.values].sort();
     return {
       formats: { geojson: "GeoJSON" },
       archive: async () => ({
@@ -275,15 +239,10 @@
         note: about.note,
         examples: about.queries,
         models: about.models.map((key) => ({ key, segments: false })),
-        bounds,
-        domains: tiles.domains.values,
-        splits: tiles.splits.values,
-        tags: commonTags(),
-        since: times[0] || null,
-        until: times[times.length - 1] || null,
+        ...about.summary,
         limits: { top: 200 },
       }),
-      places: async () => ({ cells: bounds ? cells(bounds) : [] }),
+      places: async () => ({ cells: about.cells }),
       search: async (asked) => search(asked),
       picture(number) {
         const jpeg = pictures().get(rowOf.get(number));
@@ -295,7 +254,7 @@
         const features = search(asked).hits.map((hit) => ({
           type: "Feature",
           id: hit.tile_id,
-          geometry: hit.bounds && ringsOf(hit.bounds),
+          geometry: hit.bounds && shapeOf(hit),
           properties: Object.fromEntries(told.map((name) => [name, hit[name]])),
         }));
         return new Blob([JSON.stringify({ type: "FeatureCollection", features })], { type: "application/geo+json" });
@@ -303,10 +262,15 @@
     };
   };
 
-  /** A box as GeoJSON, in two parts across the antimeridian. */
-  function ringsOf([west, south, east, north]) {
-    const ring = (w, e) => [[[w, south], [e, south], [e, north], [w, north], [w, south]]];
-    if (west <= east) return { type: "Polygon", coordinates: ring(west, east) };
-    return { type: "MultiPolygon", coordinates: [ring(west, 180), ring(-180, east)] };
+  /** What a tile covers, as GeoJSON: its corners, or its bounds, in two parts across the antimeridian. */
+  function shapeOf({ bounds: [west, south, east, north], corners }) {
+    const box = (w, e) => [[[w, south], [e, south], [e, north], [w, north], [w, south]]];
+    if (west > east) return { type: "MultiPolygon", coordinates: [box(west, 180), box(-180, east)] };
+    return { type: "Polygon", coordinates: corners ? [counterclockwise([...corners, corners[0]])] : box(west, east) };
+  }
+
+  function counterclockwise(ring) {
+    const twice = ring.slice(1).reduce((sum, [x, y], i) => sum + ring[i][0] * y - x * ring[i][1], 0);
+    return twice < 0 ? ring.reverse() : ring;
   }
 })((window.urbancross = window.urbancross || {}));

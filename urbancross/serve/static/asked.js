@@ -35,7 +35,7 @@
     return told.size ? `#${told}` : "#";
   }
 
-  /** Back again; what makes no sense is left out. `lost`: a polygon that was too large for the address. */
+  /** Back again; what makes no sense is left out. `lost`: of which place the address does not tell, and why. */
   function ofHash(hash) {
     const told = new URLSearchParams(hash.replace(/^#/, ""));
     const asked = nothing();
@@ -43,11 +43,12 @@
     for (const name of LISTS) asked[name] = told.getAll(name).filter(Boolean);
     for (const name of ["like", "unlike"]) asked[name] = asked[name].map(Number).filter(Number.isInteger);
     asked.bbox = boxOf(told.get("bbox") || "");
-    let lost = false;
+    let lost = null;
+    if (told.has("bbox") && !asked.bbox) lost = { name: "bbox", why: `no box: ${house.inShort(told.get("bbox"), 60)}; want west,south,east,north in degrees` };
     try {
       asked.area = told.has("area") ? JSON.parse(told.get("area")) : null;
     } catch {
-      lost = true;
+      lost = { name: "area", why: "the polygon was too large for the address; load its file again" };
     }
     asked.segment_weight = Math.min(Math.max(Number(told.get("segments")) || 0, 0), 1);
     asked.top = Math.min(Math.max(Math.trunc(Number(told.get("top"))) || TOP, 1), 200);

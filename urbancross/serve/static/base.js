@@ -6,11 +6,15 @@
   const APART_PX = 110; // that lines are apart, at least
   const LAND_TO = 8; // zoom past which so coarse a coast says nothing
 
-  /** Land while one looks from afar. */
-  function addLand(map) {
+  /** Land while one looks from afar: the globe once, and again beyond 180 degrees where the longitude `home` is near. */
+  function addLand(map, home) {
     if (!house.land) return;
     map.createPane("land").style.zIndex = 200;
-    const land = L.geoJSON(house.land, { pane: "land", interactive: false, style: { className: "land" } });
+    const land = L.layerGroup();
+    for (const by of Math.abs(home) > 90 ? [0, 360 * Math.sign(home)] : [0]) {
+      const coordsToLatLng = ([lon, lat]) => L.latLng(lat, lon + by);
+      L.geoJSON(house.land, { pane: "land", interactive: false, style: { className: "land" }, coordsToLatLng }).addTo(land);
+    }
     const arrange = () => (map.getZoom() < LAND_TO ? land.addTo(map) : land.remove());
     map.on("zoomend", arrange);
     arrange();

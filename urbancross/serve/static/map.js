@@ -18,12 +18,13 @@
       attributionControl: false, fadeAnimation: false, inertia: !calm, markerZoomAnimation: !calm, maxBoundsViscosity: 1,
       maxBounds: [[-88, -540], [88, 540]], maxZoom: 19, minZoom: 1, zoomAnimation: !calm, zoomControl: false, zoomSnap: 0.25,
     });
+    const home = middleOf(archive.bounds);
     map.fitBounds(latLngs(archive.bounds), { padding: [16, 16], maxZoom: 13 });
     L.control.zoom({ position: "topright" }).addTo(map);
     L.control.scale({ imperial: false, position: "bottomright" }).addTo(map);
-    house.base.addLand(map);
+    house.base.addLand(map, home);
     house.base.addGraticule(map);
-    source.places().then((told) => house.base.addPlaces(map, told.cells), () => {});
+    source.places().then((told) => house.base.addPlaces(map, told.cells.map(([lon, ...of]) => [near(lon), ...of])), () => {});
     map.createPane("pictures").style.zIndex = 350;
     map.createPane("asked").style.zIndex = 380;
     const askedLayer = L.layerGroup().addTo(map);
@@ -36,6 +37,17 @@
     });
     new ResizeObserver(() => map.invalidateSize({ pan: false })).observe(element);
     map.on("moveend zoomend", arrange);
+
+    /** A longitude about the archive's middle, so that what lies on both sides of 180 degrees lies together. */
+    function near(lon) {
+      return lon + 360 * Math.round((home - lon) / 360);
+    }
+
+    function latLngsNear(bounds) {
+      const by = near(middleOf(bounds)) - middleOf(bounds);
+      const [west, south, east, north] = bounds;
+      return latLngs([west + by, south, (west <= east ? east : east + 360) + by, north]);
+    }
 
     /** Shapes by how large tiles are on the map: a dot, an outline, or the picture itself. */
     function arrange() {
@@ -74,8 +86,9 @@
     }
 
     function tileOf(hit, column) {
-      const bounds = latLngs(hit.bounds);
-      const corners = hit.corners && hit.corners.map(([lon, lat]) => L.latLng(lat, lon)); // null: upright in its bounds
+      const bounds = latLngsNear(hit.bounds);
+      const by = bounds.getWest() - hit.bounds[0];
+      const corners = hit.corners && hit.corners.map(([lon, lat]) => L.latLng(lat, lon + by)); // null: upright in its bounds
       const className = `found of-${column}`;
       const tile = {
         bounds,
@@ -114,10 +127,11 @@
       showAsked(asked, move) {
         askedLayer.clearLayers();
         const of = { pane: "asked", interactive: false, className: "asked-area" };
-        if (asked.bbox) L.rectangle(latLngs(asked.bbox), of).addTo(askedLayer);
-        if (asked.area) L.geoJSON(asked.area, { ...of, style: of, pointToLayer: () => null }).addTo(askedLayer);
+        if (asked.bbox) L.rectangle(latLngsNear(asked.bbox), of).addTo(askedLayer);
+        const coordsToLatLng = ([lon, lat]) => L.latLng(lat, near(lon));
+        if (asked.area) L.geoJSON(asked.area, { ...of, style: of, coordsToLatLng, pointToLayer: () => null }).addTo(askedLayer);
         if (!move) return;
-        const bounds = asked.bbox ? latLngs(asked.bbox) : boundsOf(askedLayer);
+        const bounds = asked.bbox ? latLngsNear(asked.bbox) : boundsOf(askedLayer);
         if (bounds) map.fitBounds(bounds, { animate: !calm, padding: [24, 24] });
       },
 
@@ -148,6 +162,10 @@
       },
     };
   };
+
+  function middleOf([west, , east]) {
+    return (west + (west <= east ? east : east + 360)) / 2;
+  }
 
   function latLngs([west, south, east, north]) {
     return L.latLngBounds([south, west], [north, west <= east ? east : east + 360]);

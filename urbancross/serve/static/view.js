@@ -171,14 +171,15 @@
     /** Do what the address says. `asked`: what it stands for, where that is known. */
     async follow(asked) {
       const told = house.asked.ofHash(window.location.hash);
-      const wanted = asked || { ...told.asked, area: told.lost ? window.history.state : told.asked.area };
+      const { lost } = told;
+      const wanted = asked || { ...told.asked, area: lost && lost.name === "area" ? window.history.state : told.asked.area };
       const isSame = this.isAnswered && JSON.stringify(wanted) === JSON.stringify(this.asked);
       this.form.show(wanted);
       if (!isSame) {
         this.asked = wanted;
         this.tile.close();
         await this.search();
-        if (!asked && told.lost && !wanted.area) tell(byId("error"), "the polygon was too large for the address; load its file again");
+        if (!asked && lost && !wanted[lost.name]) tell(byId("error"), lost.why);
       }
       this.openTile(told.tile);
     }
@@ -211,10 +212,10 @@
       const models = [asked.model || this.archive.models[0].key, ...(asked.beside ? [asked.beside] : [])];
       try {
         const ask = async (key) => {
-        const answer = await this.source.search(house.asked.bodyOf(asked, key), searching.signal);
-        for (const hit of answer.hits) hit.model = key;
-        return { key, answer };
-      };
+          const answer = await this.source.search(house.asked.bodyOf(asked, key), searching.signal);
+          for (const hit of answer.hits) hit.model = key;
+          return { key, answer };
+        };
         const columns = await Promise.all(models.map(ask));
         if (this.searching === searching) this.show(columns, "");
       } catch (error) {
