@@ -20,7 +20,6 @@ class Groups:
     """Writes rows as they come, each group once it is full; equal rows give equal bytes, however they were cut."""
 
     def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
-        self.file, self.schema = file, schema
         self.writer = pq.ParquetWriter(file, schema, **LAYOUT)
         self.waiting: list[pa.Table] = []
 

@@ -262,6 +262,7 @@ def within_bounds(ends: np.ndarray, bounds: np.ndarray) -> str | None:
         return None
     west, south, east, north = bounds.T[..., None]
     width = np.where(west <= east, east, east + 360) - west
-    shares = np.stack([(ends[..., 0] - west) / width, (north - ends[..., 1]) / (north - south)], axis=-1)
+    with np.errstate(all="ignore"):  # bounds of nothing
+        shares = np.stack([(ends[..., 0] - west) / width, (north - ends[..., 1]) / (north - south)], axis=-1)
     shares = np.where(np.isnan(shares), corners.OF_PICTURE, shares)
     return offline.packed(np.rint(np.clip(shares, 0, 1) * SHARE).astype(np.uint16))
