@@ -20,6 +20,8 @@ from PIL import Image
 from urbancross import storage
 from urbancross.stores import s3
 
+LONGEST = ("test_tuning", "test_demo", "test_pipeline", "test_kills_cluster", "test_interchange")
+
 KINDS = {
     "lake": ((30, 80, 140), "a blue lake", "water with a shore", "a lake seen from above"),
     "forest": ((30, 90, 40), "a dense green forest", "many trees", "a wood of dark trees"),
@@ -55,6 +57,11 @@ def write_set(folder: Path, per_kind: int = 7, gain: float = 1.0) -> Path:
     lines.append({"image": "img/absent.jpg", "captions": ["nothing"], "split": "train"})
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first, so that processes that share the rest end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
