@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import shapely
 import uvicorn
 from conftest import KINDS as LOOKS
@@ -40,7 +41,9 @@ COUNT, SHARDS, WIDTH = 60, 2, 24
 FAILED, NOWHERE, ACROSS, WIDE = 7, 8, 9, 10  # tiles: without a picture, without a place, at the antimeridian, of 300 px
 WITHOUT_VECTOR = 11
 TURNED = 12  # by 30 degrees; its upper left quarter is red
-ON_GROUND = from_origin(451_000, 6_652_700, 10, 10) @ Affine.rotation(30)  # of TURNED, EPSG:32634
+ON_GROUND = from_origin(451_000, 6_652_700, 10, 10) @ Affine.rotation(30)  # of TURNED
+TURNED_IN = "EPSG:32634"
+STRADDLING = 59  # of those that `lie_across`
 UPLOAD_BYTES = 200_000
 QUERY = b'{"text": "a lake", "top": 3}'
 
@@ -71,14 +74,24 @@ def encoded(image: np.ndarray, kind: str = "JPEG") -> bytes:
 
 
 def ends_of_turned() -> np.ndarray:
-    """`[4, 2]` degrees of `TURNED`: upper left, upper right, lower right, lower left."""
+    """`[4, 2]` degrees of `TURNED`: upper left, upper right, lower right, lower left; about its first."""
     xs, ys = ON_GROUND @ (np.array([0, 64, 64, 0]), np.array([0, 0, 64, 64]))
-    return np.column_stack(warp_points("EPSG:32634", "EPSG:4326", xs, ys))
+    lon, lat = (np.array(axis) for axis in warp_points(TURNED_IN, "EPSG:4326", xs, ys))
+    return np.column_stack([lon - 360 * np.round((lon - lon[0]) / 360), lat])
+
+
+def bounds_of_turned() -> list[float]:
+    west, south, east, north = *ends_of_turned().min(axis=0).tolist(), *ends_of_turned().max(axis=0).tolist()
+    return [into_range(west), south, into_range(east), north]
+
+
+def into_range(lon: float) -> float:
+    return (lon + 180) % 360 - 180
 
 
 def bounds_of(number: int) -> list[float] | None:
     if number == TURNED:
-        return [*ends_of_turned().min(axis=0).tolist(), *ends_of_turned().max(axis=0).tolist()]
+        return bounds_of_turned()
     if number == NOWHERE:
         return None
     if number == ACROSS:
@@ -86,11 +99,22 @@ def bounds_of(number: int) -> list[float] | None:
     return [20 + number / 100, 60.0, 20 + (number + 0.9) / 100, 60.01]
 
 
+def lie_across(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of archives that are made from now on lie side by side from 179.4 to -179.4 degrees, two of them on both
+    sides: `STRADDLING`, and `TURNED`."""
+    monkeypatch.setattr(sys.modules[__name__], "TURNED_IN", "EPSG:32701")
+    monkeypatch.setattr(
+        sys.modules[__name__], "ON_GROUND", from_origin(180_300, 8_118_000, 10, 10) @ Affine.rotation(30)
+    )
+    monkeypatch.setattr(sys.modules[__name__], "bounds_of", bounds_across)
+
+
 def bounds_across(number: int) -> list[float] | None:
-    """Instead of `bounds_of`: side by side from 179.4 to -179.4 degrees."""
+    if number == TURNED:
+        return bounds_of_turned()
     if number == NOWHERE:
         return None
-    west, east = (((lon + 180) % 360) - 180 for lon in (179.4 + number / 100, 179.4 + (number + 0.9) / 100))
+    west, east = (into_range(179.404 + (number + share) / 100) for share in (0, 0.9))
     return [west, -17.0, east, -16.99]
 
 
@@ -172,8 +196,8 @@ def tile(number: int) -> dict[str, Any]:
 
 def footprint_of(number: int) -> dict[str, Any]:
     if number == TURNED:
-        shape = shapely.Polygon(ends_of_turned())
-        return {"geometry": shape.wkb, "crs": "EPSG:32634", "transform": list(ON_GROUND)[:6]}
+        shape = globe.wrapped(shapely.Polygon(ends_of_turned()))
+        return {"geometry": shape.wkb, "crs": TURNED_IN, "transform": list(ON_GROUND)[:6]}
     bounds = bounds_of(number)
     return {"geometry": None if bounds is None else globe.box(bounds).wkb}
 

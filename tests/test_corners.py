@@ -23,6 +23,9 @@ SCENES = {
     "mirrored": ("EPSG:32635", Affine(-5, 0, 441_000, 0, -5, 6_600_000)),
     "sheared": ("EPSG:32635", UTM @ Affine.shear(10)),
     "across 180 degrees": ("EPSG:32701", from_origin(175_000, 8_200_000, 30, 30)),
+    "degrees, turned, across 180": ("EPSG:4326", from_origin(179.99, -16.9, 1e-4, 1e-4) @ Affine.rotation(30)),
+    "degrees, turned, beyond 180": ("EPSG:4326", from_origin(180.1, -16.9, 1e-4, 1e-4) @ Affine.rotation(30)),
+    "Mercator, turned, across 180": ("EPSG:3857", from_origin(20_037_000, -1_900_000, 10, 10) @ Affine.rotation(30)),
     "near the pole": ("EPSG:3413", from_origin(-600_000, -600_000, 20, 20)),
     "degrees, turned": ("EPSG:4326", from_origin(24, 60, 1e-4, 1e-4) @ Affine.rotation(10)),
 }
@@ -62,6 +65,9 @@ def test_what_stands_upright_in_its_bounds_has_none(tmp_path):
     for number, (crs, transform, grid) in enumerate(
         [
             ("EPSG:4326", from_origin(24, 60, 1e-4, 1e-4), Pixels(SIDE)),
+            ("EPSG:4326", from_origin(179.99, -16.9, 1e-4, 1e-4), Pixels(SIDE)),
+            ("EPSG:4326", from_origin(180.1, -16.9, 1e-4, 1e-4), Pixels(SIDE)),
+            ("EPSG:3857", from_origin(20_037_000, -1_900_000, 10, 10), Pixels(SIDE)),
             ("EPSG:3857", from_origin(2_600_000, 8_400_000, 3, 3), Pixels(SIDE)),
             ("EPSG:32635", UTM, WebMap(SIDE, 15)),
         ]

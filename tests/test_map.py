@@ -421,13 +421,30 @@ def test_a_turned_tile_lies_on_the_map_as_its_scene_does_offline(page: Page, fil
 def test_an_archive_across_180_degrees_lies_together_offline(
     browser: Browser, tmp_path: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(served, "bounds_of", served.bounds_across)
+    served.lie_across(monkeypatch)
     place = served.made(tmp_path / "fiji", models, indexed=False)
     written(place, tmp_path / "map.html", "--embeddings", "before")
     with looking(browser, own=("file:", "data:", "blob:"), offline=True) as page:
-        page.goto((tmp_path / "map.html").as_uri())
+        page.goto((tmp_path / "map.html").as_uri() + "#top=200")
         search(page, FOREST)
         lies_together(page)
+        with page.expect_download() as download:
+            page.locator("#downloads button", has_text="GeoJSON").click()
+        download.value.save_as(tmp_path / "hits.geojson")
+    shapes = geopandas.read_file(tmp_path / "hits.geojson").set_index("tile_id").geometry
+    assert shapes.is_valid.all()
+    for number in (served.STRADDLING, served.STRADDLING - 1, served.STRADDLING + 1, served.TURNED):
+        wanted, found = shapely.from_wkb(served.footprint_of(number)["geometry"]), shapes[f"t{number}"]
+        assert found.geom_type == ("MultiPolygon" if number in (served.STRADDLING, served.TURNED) else "Polygon")
+        assert wanted.symmetric_difference(found).area < 1e-3 * wanted.area
+
+
+@pytest.mark.slow
+def test_a_picture_in_the_address_is_told_to_need_a_model(page: Page, file: Path):
+    page.goto(f"{file.as_uri()}#text={FOREST}&pictures=xyz")
+    page.reload()
+    expect(page.locator("#error")).to_have_text("a picture needs the model: start urbancross serve")
+    expect(page.locator(".hit")).to_have_count(0)
 
 
 @pytest.mark.slow

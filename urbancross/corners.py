@@ -46,9 +46,11 @@ def _corners(
     linear, origin = transforms.reshape(-1, 2, 3)[..., :2], transforms.reshape(-1, 2, 3)[..., 2]
     with np.errstate(all="ignore"):
         points, of = shapely.get_coordinates(shapes, return_index=True)
-        on_plane = np.column_stack(to_degrees.transform(points[:, 0], points[:, 1], direction="INVERSE")) - origin[of]
+        xs, ys = to_degrees.transform(points[:, 0], points[:, 1], direction="INVERSE")
+        x, y = (np.column_stack([xs, ys]) - origin[of]).T
+        if around := _around(to_degrees):
+            x = x - around * np.round(x / around)
         (a, b), (c, d) = linear[of].transpose(1, 2, 0)
-        x, y = on_plane.T
         pixels = np.column_stack([d * x - b * y, a * y - c * x]) / (a * d - b * c)[:, None]
         sides = np.zeros((len(shapes), 2))  # width and height: the footprint begins at the pixel (0, 0)
         np.maximum.at(sides, of, pixels)
@@ -61,6 +63,12 @@ def _corners(
         is_within = ((shares > -OUTSIDE) & (shares < 1 + OUTSIDE)).all(axis=(1, 2)) & (sides > 0).all(axis=1)
         is_turned = is_within & (np.abs(shares - OF_PICTURE).max(axis=(1, 2)) > UPRIGHT)
     return np.where(is_turned[:, None, None], np.stack([lon, lat], axis=-1), np.nan)
+
+
+def _around(to_degrees: pyproj.Transformer) -> float:
+    """How far it is around the globe in a system whose eastings jump at 180 degrees, such as one in degrees; else 0."""
+    (west, east), _ = to_degrees.transform(np.array([-180.0, 180.0]), np.zeros(2), direction="INVERSE")
+    return float(east - west) if np.isfinite(east - west) and abs(east - west) > 1e-6 else 0.0
 
 
 @functools.lru_cache(maxsize=64)

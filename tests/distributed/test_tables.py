@@ -53,9 +53,11 @@ def test_a_bad_image_is_a_row_with_its_reason(archive: Path):
 
 def test_a_finished_job_run_again_does_nothing(archive: Path, captioned_set: Path):
     before = digests(archive / "tiles")
+    (archive / "plan" / ".part-00004.parquet-0.tmp").write_bytes(b"half")  # what a killed planner leaves
     line = run("ingest", source=str(captioned_set), archive=str(archive), domain="here", shard_tiles=7)
     assert line == "read 30 = written 0 + done before 30 + failed 0"
     assert digests(archive / "tiles") == before
+    assert not list((archive / "plan").glob(".*.tmp"))
 
 
 def test_a_stopped_job_goes_on_where_it_was_and_ends_with_the_same_bytes(archive: Path):

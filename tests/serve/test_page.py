@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow
 
 FOREST, HARBOUR = "a dense forest", "a harbour with boats"
 TOP = 40
+NO_POLYGON = "the address: no polygon in it; want a Polygon, a MultiPolygon, or features of these"
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +327,7 @@ def test_hostile_texts_of_an_archive_are_only_shown(
 def test_an_archive_across_180_degrees_lies_together(
     browser: Browser, tmp_path: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(served, "bounds_of", served.bounds_across)
+    served.lie_across(monkeypatch)
     place = served.made(tmp_path / "fiji", models, indexed=False)
     with (
         served.listening(served.application(served.library_of(place, ["before"]))) as port,
@@ -337,11 +338,56 @@ def test_an_archive_across_180_degrees_lies_together(
         lies_together(page)
 
 
-def test_a_damaged_box_in_the_address_is_told_and_left_out(page: Page, url: str):
-    page.goto(f"{url}#text={FOREST}&bbox=20,60,twenty,61")
+def test_a_box_across_180_degrees_is_full_though_the_archive_spans_the_globe(page: Page, url: str):
+    page.goto(f"{url}#text={FOREST}&bbox=179.9,59.9,-179.9,60.1")
     reloaded(page)
-    expect(page.locator("#error")).to_have_text("no box: 20,60,twenty,61; want west,south,east,north in degrees")
+    assert numbers(page) == [served.ACROSS]
+    place, found = page.locator("#map").bounding_box(), page.locator("#map path.found:not([d='M0 0'])").bounding_box()
+    assert place is not None
+    assert found is not None
+    assert place["x"] < found["x"] + found["width"] / 2 < place["x"] + place["width"]
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("bbox=20,60,twenty,61", "no box: 20,60,twenty,61; want west,south,east,north in degrees"),
+        ("area={}", NO_POLYGON),
+        ("area=5", NO_POLYGON),
+        ('area={"type":"Pol', "the address: no GeoJSON; want a Polygon, a MultiPolygon, or features of these"),
+        ("area=large", "the polygon was too large for the address; load its file again"),
+        *(
+            (f'area={{"type":{shape}}}', NO_POLYGON)
+            for shape in (
+                '"Polygon"',
+                '"Polygon","coordinates":[]',
+                '"Polygon","coordinates":[[["a","b"],["c","d"],["e","f"],["a","b"]]]',
+                '"Polygon","coordinates":[[[],[],[],[]]]',
+                '"MultiPolygon","coordinates":5',
+                '"FeatureCollection","features":5',
+                '"Point","coordinates":[1,2]',
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_damaged_place_in_the_address_is_told_and_left_out(page: Page, url: str, told: str, message: str):
+    page.goto(f"{url}#text={FOREST}&{told}")
+    reloaded(page)
+    expect(page.locator("#error")).to_have_text(message)
     assert len(numbers(page)) == TOP
+    search(page, HARBOUR)
+    expect(page.locator("#error")).to_be_hidden()
+    page.evaluate("told => { location.hash += `&${told}`; }", told)  # on a page that is answered
+    expect(page.locator("#error")).to_have_text(message)
+    assert len(numbers(page)) == TOP
+
+
+def test_an_address_may_want_any_number_of_tiles(page: Page, url: str):
+    page.goto(f"{url}#text={FOREST}&top=33")
+    reloaded(page)
+    assert len(numbers(page)) == 33
+    search(page, HARBOUR)
+    assert len(numbers(page)) == 33
 
 
 def test_an_archive_without_places_has_no_map_and_says_why(browser: Browser, tmp_path: Path):

@@ -140,6 +140,7 @@ def run(config: IngestConfig) -> Balance:
         settings |= config.model_dump(include={"split_by", "block_m"} if config.split_by == "place" else {"split_by"})
     settings |= said(config, {*PLANNING, *READING, *ASKING})
     with lease.held(archive / "plan"):
+        storage.sweep(archive / "plan")
         publish_plan(archive, rows, settings, config.shard_tiles)
     read, given = stages(config)
     balance = run_stage(archive, read, config)

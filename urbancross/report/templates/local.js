@@ -179,6 +179,7 @@
     }
 
     function queryOf(model, asked) {
+      if ((asked.pictures || []).length) throw new Error("a picture needs the model: start urbancross serve");
       const texts = [...(asked.text ? [asked.text] : []), ...(asked.plus || [])].map((text) => textTerm(model, text));
       const against = (asked.minus || []).map((text) => textTerm(model, text));
       const like = rowsOf(asked.like).map((row) => model.tileTerm(row));
@@ -262,15 +263,31 @@
     };
   };
 
-  /** What a tile covers, as GeoJSON: its corners, or its bounds, in two parts across the antimeridian. */
+  /** What a tile covers, as GeoJSON: its corners, or its bounds; cut in two at the antimeridian. */
   function shapeOf({ bounds: [west, south, east, north], corners }) {
-    const box = (w, e) => [[[w, south], [e, south], [e, north], [w, north], [w, south]]];
-    if (west > east) return { type: "MultiPolygon", coordinates: [box(west, 180), box(-180, east)] };
-    return { type: "Polygon", coordinates: corners ? [counterclockwise([...corners, corners[0]])] : box(west, east) };
+    const last = west <= east ? east : east + 360;
+    const ring = counterclockwise(corners || [[west, south], [last, south], [last, north], [west, north]]);
+    const closed = (part, by) => [[...part, part[0]].map(([lon, lat]) => [lon + by, lat])];
+    if (last <= 180) return { type: "Polygon", coordinates: closed(ring, 0) };
+    const parts = [closed(half(ring, -1), 0), closed(half(ring, 1), -360)];
+    return { type: "MultiPolygon", coordinates: parts };
   }
 
   function counterclockwise(ring) {
-    const twice = ring.slice(1).reduce((sum, [x, y], i) => sum + ring[i][0] * y - x * ring[i][1], 0);
-    return twice < 0 ? ring.reverse() : ring;
+    const twice = ring.reduce((sum, [x, y], i) => {
+      const [u, v] = ring[(i + 1) % ring.length];
+      return sum + x * v - u * y;
+    }, 0);
+    return twice < 0 ? [...ring].reverse() : ring;
+  }
+
+  /** The part of a convex ring on one side of 180 degrees: `side` -1 west of it, 1 east. */
+  function half(ring, side) {
+    return ring.flatMap(([x, y], i) => {
+      const [u, v] = ring[(i + 1) % ring.length];
+      const isIn = (lon) => side * (lon - 180) >= 0;
+      const cut = isIn(x) === isIn(u) ? [] : [[180, y + ((180 - x) / (u - x)) * (v - y)]];
+      return isIn(x) ? [[x, y], ...cut] : cut;
+    });
   }
 })((window.urbancross = window.urbancross || {}));

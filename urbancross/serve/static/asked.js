@@ -6,6 +6,7 @@
   const TEXTS = ["text", "since", "until", "domain", "split", "model", "beside"];
   const TOP = 40;
   const AREA_CHARS = 6000; // of a polygon that still goes into the address
+  const LARGE = "large"; // what stands there for another
 
   function nothing() {
     const asked = { bbox: null, area: null, segment_weight: 0, top: TOP };
@@ -27,7 +28,7 @@
     if (asked.bbox) told.set("bbox", asked.bbox.join(","));
     if (asked.area) {
       const text = JSON.stringify(asked.area);
-      told.set("area", text.length <= AREA_CHARS ? text : "large");
+      told.set("area", text.length <= AREA_CHARS ? text : LARGE);
     }
     if (asked.segment_weight) told.set("segments", asked.segment_weight);
     if (asked.top !== TOP) told.set("top", asked.top);
@@ -44,11 +45,17 @@
     for (const name of ["like", "unlike"]) asked[name] = asked[name].map(Number).filter(Number.isInteger);
     asked.bbox = boxOf(told.get("bbox") || "");
     let lost = null;
-    if (told.has("bbox") && !asked.bbox) lost = { name: "bbox", why: `no box: ${house.inShort(told.get("bbox"), 60)}; want west,south,east,north in degrees` };
-    try {
-      asked.area = told.has("area") ? JSON.parse(told.get("area")) : null;
-    } catch {
-      lost = { name: "area", why: "the polygon was too large for the address; load its file again" };
+    if (told.has("bbox") && !asked.bbox) {
+      lost = { name: "bbox", why: `no box: ${house.inShort(told.get("bbox"), 60)}; want west,south,east,north in degrees` };
+    }
+    const area = told.get("area");
+    if (area === LARGE) lost = { name: "area", why: "the polygon was too large for the address; load its file again" };
+    else if (area) {
+      try {
+        asked.area = house.polygonFrom(area, "the address");
+      } catch (error) {
+        lost = { name: "area", why: error.message };
+      }
     }
     asked.segment_weight = Math.min(Math.max(Number(told.get("segments")) || 0, 0), 1);
     asked.top = Math.min(Math.max(Math.trunc(Number(told.get("top"))) || TOP, 1), 200);

@@ -51,7 +51,7 @@
     const turned = positive === "E" ? ((((value + 180) % 360) + 360) % 360) - 180 : value;
     const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
     const told = Math.abs(turned).toFixed(digits);
-    return `${told}°${Number(told) === 0 ? "" : turned > 0 ? positive : negative}`;
+    return `${told}°${Number(told) % 180 === 0 ? "" : turned > 0 ? positive : negative}`;
   }
 
   function line(group, points, at, text, kind) {

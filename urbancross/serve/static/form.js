@@ -128,7 +128,9 @@
         fields.beside.value = others.some((model) => model.key === told.beside) ? told.beside : "";
         byId("of-weight").hidden = !modelOf(told.model).segments;
         fields.segment_weight.value = String(told.segment_weight);
-        fields.top.value = String(told.top);
+        const top = String(told.top);
+        if (![...fields.top.options].some(({ value }) => value === top)) fields.top.add(new Option(top, top));
+        fields.top.value = top;
         weight();
         const chips = house.asked.chipsOf(told);
         byId("chips").replaceChildren(...chips.map(chip));

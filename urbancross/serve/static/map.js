@@ -18,7 +18,7 @@
       attributionControl: false, fadeAnimation: false, inertia: !calm, markerZoomAnimation: !calm, maxBoundsViscosity: 1,
       maxBounds: [[-88, -540], [88, 540]], maxZoom: 19, minZoom: 1, zoomAnimation: !calm, zoomControl: false, zoomSnap: 0.25,
     });
-    const home = middleOf(archive.bounds);
+    let home = middleOf(archive.bounds); // the longitude about which all is drawn
     map.fitBounds(latLngs(archive.bounds), { padding: [16, 16], maxZoom: 13 });
     L.control.zoom({ position: "topright" }).addTo(map);
     L.control.scale({ imperial: false, position: "bottomright" }).addTo(map);
@@ -38,7 +38,7 @@
     new ResizeObserver(() => map.invalidateSize({ pan: false })).observe(element);
     map.on("moveend zoomend", arrange);
 
-    /** A longitude about the archive's middle, so that what lies on both sides of 180 degrees lies together. */
+    /** A longitude about the middle of what is looked at, so that what lies on both sides of 180 degrees lies together. */
     function near(lon) {
       return lon + 360 * Math.round((home - lon) / 360);
     }
@@ -126,6 +126,7 @@
       /** Draw the place that is asked about, and go there where `move` says so. */
       showAsked(asked, move) {
         askedLayer.clearLayers();
+        home = middleOf(asked.bbox || archive.bounds);
         const of = { pane: "asked", interactive: false, className: "asked-area" };
         if (asked.bbox) L.rectangle(latLngsNear(asked.bbox), of).addTo(askedLayer);
         const coordsToLatLng = ([lon, lat]) => L.latLng(lat, near(lon));

@@ -36,31 +36,35 @@
   };
 
   /**
-   * The geometry of a GeoJSON file, without whatever else it says.
+   * The geometry of GeoJSON, without whatever else it says.
    *
    * @throws {Error} with one line, where there is no polygon in it.
    */
-  house.polygonOf = async function (file) {
+  house.polygonFrom = function (text, name) {
     let told;
     try {
-      told = JSON.parse(await file.text());
+      told = JSON.parse(text);
     } catch {
-      throw new Error(`${file.name}: no GeoJSON; want a Polygon, a MultiPolygon, or features of these`);
+      throw new Error(`${name}: no GeoJSON; want a Polygon, a MultiPolygon, or features of these`);
     }
     const found = [];
+    const listed = (value) => (Array.isArray(value) ? value : [value]);
     const walk = (one, depth) => {
       if (!one || typeof one !== "object" || depth > 8) return;
       if (one.type === "Polygon") found.push(one.coordinates);
-      else if (one.type === "MultiPolygon") found.push(...one.coordinates);
+      else if (one.type === "MultiPolygon") found.push(...listed(one.coordinates));
       else if (one.type === "Feature") walk(one.geometry, depth + 1);
-      else if (one.type === "FeatureCollection") (one.features || []).forEach((feature) => walk(feature, depth + 1));
+      else if (one.type === "FeatureCollection") listed(one.features).forEach((feature) => walk(feature, depth + 1));
     };
     walk(told, 0);
-    const isRing = (ring) => Array.isArray(ring) && ring.length >= 4 && ring.every((at) => Array.isArray(at) && at.slice(0, 2).every(Number.isFinite));
+    const isAt = (at) => Array.isArray(at) && at.length >= 2 && at.slice(0, 2).every(Number.isFinite);
+    const isRing = (ring) => Array.isArray(ring) && ring.length >= 4 && ring.every(isAt);
     if (!found.length || !found.every((rings) => Array.isArray(rings) && rings.length && rings.every(isRing))) {
-      throw new Error(`${file.name}: no polygon in it; want a Polygon, a MultiPolygon, or features of these`);
+      throw new Error(`${name}: no polygon in it; want a Polygon, a MultiPolygon, or features of these`);
     }
     const plain = found.map((rings) => rings.map((ring) => ring.map((at) => [at[0], at[1]])));
     return plain.length === 1 ? { type: "Polygon", coordinates: plain[0] } : { type: "MultiPolygon", coordinates: plain };
   };
+
+  house.polygonOf = async (file) => house.polygonFrom(await file.text(), file.name);
 })((window.urbancross = window.urbancross || {}));

@@ -179,8 +179,8 @@
         this.asked = wanted;
         this.tile.close();
         await this.search();
-        if (!asked && lost && !wanted[lost.name]) tell(byId("error"), lost.why);
       }
+      if (!asked && lost && !wanted[lost.name]) tell(byId("error"), lost.why);
       this.openTile(told.tile);
     }
 
