@@ -109,8 +109,9 @@ class Answers:
     def search(self, body: bytes) -> dict[str, Any]:
         began = time.perf_counter()
         archive, found = self.library.search(asking.read(body))
+        corners = archive.kept.corners(found.hits)
         return {
-            "hits": [told(hit) | {"corners": archive.kept.corners(hit.shard, hit.row)} for hit in found.hits],
+            "hits": [told(hit) | {"corners": ends} for hit, ends in zip(found.hits, corners, strict=True)],
             "compared": found.compared,
             "by": found.by,
             "doubt": None if found.doubt is None else asdict(found.doubt),

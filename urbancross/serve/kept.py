@@ -86,13 +86,13 @@ class KeptEvidence(Evidence):
         """What a tile covers as WKB in degrees; None where it has no place."""
         return self._row("tiles", shard, ["geometry"], row)["geometry"]
 
-    def corners(self, shard: str, row: int) -> list[list[float]] | None:
-        """Of a tile's picture, as `corners.corners`; None where it stands upright in its bounds, or has none."""
+    def corners(self, hits: Sequence[Hit]) -> list[list[list[float]] | None]:
+        """Of each tile's picture, as `corners.corners`; None where it stands upright in its bounds, or has none."""
         if not self._says_transforms:
-            return None
-        told = self._row("tiles", shard, corners.COLUMNS, row)
-        found = corners.corners(pa.Table.from_pylist([told], schema=PLACED))[0]
-        return None if np.isnan(found).any() else np.round(found, 7).tolist()
+            return [None] * len(hits)
+        told = [self._row("tiles", hit.shard, corners.COLUMNS, hit.row) for hit in hits]
+        found = np.round(corners.corners(pa.Table.from_pylist(told, schema=PLACED)), 7)
+        return [None if np.isnan(ends).any() else ends.tolist() for ends in found]
 
     @cached_property
     def _says_transforms(self) -> bool:  # tables of an earlier version do not
