@@ -29,7 +29,7 @@ from rasterio.warp import transform as warp_points
 from safetensors.torch import load_file, save_file
 from searchable import caption, index, maker, near, publish
 
-from urbancross import globe, schemas
+from urbancross import cli, globe, schemas
 from urbancross.models import checkpoints
 from urbancross.segments.masks import GridMasks
 from urbancross.serve.app import create
@@ -200,6 +200,12 @@ def footprint_of(number: int) -> dict[str, Any]:
         return {"geometry": shape.wkb, "crs": TURNED_IN, "transform": list(ON_GROUND)[:6]}
     bounds = bounds_of(number)
     return {"geometry": None if bounds is None else globe.box(bounds).wkb}
+
+
+def map_of(place: Path, out: Path, *flags: str) -> str:
+    """What `report --map` writes."""
+    cli.main(None, ["report", "--map", "--archive", str(place), "--out", str(out), *flags])
+    return out.read_text()
 
 
 def library_of(place: Place, variants: list[str] | None = None) -> Library:

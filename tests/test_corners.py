@@ -10,7 +10,7 @@ from rasterio import Affine
 from rasterio.transform import from_origin
 from rasterio.warp import transform as warp_points
 
-from urbancross import corners, schemas, tiles
+from urbancross import corners, tiles
 from urbancross.scenes.grids import Pixels, WebMap
 from urbancross.scenes.tiling import Tiling
 
@@ -41,11 +41,7 @@ def placed(scene: Path, crs: str, transform: Affine, grid: Pixels | WebMap) -> t
         {"bounds": cell.bounds, "geometry": cell.footprint, "crs": cell.crs, "transform": cell.transform}
         for cell in cells
     ]
-    return pa.Table.from_pylist(rows, schema=of_tiles()), cells
-
-
-def of_tiles() -> pa.Schema:
-    return pa.schema([schemas.TILES.field(name) for name in corners.COLUMNS])
+    return pa.Table.from_pylist(rows, schema=corners.SCHEMA), cells
 
 
 @pytest.mark.parametrize("name", SCENES)
@@ -90,6 +86,6 @@ def test_what_says_too_little_or_nonsense_has_none(tmp_path):
         {**good, "bounds": [24.0, 60.0, 24.0, 60.0]},
         good,
     ]
-    found = corners.corners(pa.Table.from_pylist(rows, schema=of_tiles()))
+    found = corners.corners(pa.Table.from_pylist(rows, schema=corners.SCHEMA))
     assert np.isnan(found).all(axis=(1, 2)).tolist() == [*[True] * (len(rows) - 1), False]
-    assert corners.corners(of_tiles().empty_table()).shape == (0, 4, 2)
+    assert corners.corners(corners.SCHEMA.empty_table()).shape == (0, 4, 2)

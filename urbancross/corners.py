@@ -7,8 +7,11 @@ import pyarrow as pa
 import pyproj
 import shapely
 
-COLUMNS = ["bounds", "geometry", "crs", "transform"]
-DEGREES = "OGC:CRS84"  # longitude first
+from urbancross import schemas
+from urbancross.globe import CRS84
+
+SCHEMA = pa.schema([schemas.TILES.field(name) for name in ("bounds", "geometry", "crs", "transform")])
+COLUMNS = SCHEMA.names
 UPRIGHT = 0.002  # share of its bounds that corners may stray for a tile to count as upright: half a pixel of 256
 OUTSIDE = 0.01  # share of its bounds that corners may lie outside, and the tile's bounds, transform and outline agree
 OF_PICTURE = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
@@ -18,7 +21,7 @@ def corners(tiles: pa.Table) -> np.ndarray:
     """The corners of every picture: upper left, upper right, lower right, lower left.
 
     Args:
-        tiles: `COLUMNS` of `schemas.TILES`.
+        tiles: rows of `SCHEMA`.
 
     Returns:
         `[N, 4, 2]` degrees, longitude first and about the middle of the bounds, so that it may run past 180. NaN where
@@ -74,6 +77,6 @@ def _around(to_degrees: pyproj.Transformer) -> float:
 @functools.lru_cache(maxsize=64)
 def _to_degrees(crs: str) -> pyproj.Transformer | None:
     try:
-        return pyproj.Transformer.from_crs(crs, DEGREES, always_xy=True)
+        return pyproj.Transformer.from_crs(crs, CRS84, always_xy=True)
     except pyproj.exceptions.CRSError:
         return None

@@ -12,6 +12,7 @@ from shapely.geometry.base import BaseGeometry
 
 Bounds = tuple[float, float, float, float]  # west, south, east, north; degrees; west > east across the antimeridian
 
+CRS84 = "OGC:CRS84"  # degrees, longitude first
 WORLD = shapely.box(-180, -90, 180, 90)
 EQUATOR_M, FLATTENING = 6_378_137.0, 1 / 298.257223563  # WGS 84
 SQUARED_ECCENTRICITY = FLATTENING * (2 - FLATTENING)

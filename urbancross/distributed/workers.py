@@ -128,7 +128,8 @@ class StageWorker:
         """Rows and which row of the sources the first belongs to, in the order in which they are tried."""
         tile_ids = next(iter(sources.values()))["tile_id"]
         for row, failure in orders.condemned.items():
-            yield row, self.left_out({table: rows.slice(row, 1) for table, rows in sources.items()}, failure)
+            made = self.left_out({table: rows.slice(row, 1) for table, rows in sources.items()}, failure)
+            yield row, self.checked(name, made, tile_ids.slice(row, 1))
         done, told = 0, time.monotonic()
         for start, stop in steps(len(tile_ids), self.stage.batch_tiles, orders):
             self.guard.went_on()

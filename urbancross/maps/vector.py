@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pyproj
 import shapely
 
+from urbancross import globe
 from urbancross.errors import ConfigError
 from urbancross.maps import overture
 from urbancross.maps.features import encode
@@ -147,7 +148,7 @@ def _to_degrees(path: Path, crs: Any) -> pyproj.Transformer | None:
         return None
     try:
         known = pyproj.CRS.from_user_input(crs)
-        found = pyproj.Transformer.from_crs(known, "OGC:CRS84", always_xy=True)
+        found = pyproj.Transformer.from_crs(known, globe.CRS84, always_xy=True)
     except pyproj.exceptions.ProjError as error:
         raise ConfigError(
             f"{path} names a coordinate reference system that PROJ does not know ({_plain(error)}); write it anew in "

@@ -16,8 +16,6 @@ from urbancross.evidence import Hit
 from urbancross.schemas import BBOX
 from urbancross.segments.layers import geo
 
-CRS = "OGC:CRS84"  # degrees, longitude first
-
 ROWS = pa.schema(
     [
         pa.field("tile_id", pa.string(), nullable=False),
@@ -74,7 +72,7 @@ def geoparquet(hits: Sequence[Hit], footprints: Sequence[bytes | None]) -> bytes
                 "bbox": None if hit.bounds is None else dict(zip(BBOX.names, hit.bounds, strict=True)),
             }
         )
-    schema = ROWS.with_metadata({b"geo": geo(pyproj.CRS.from_user_input(CRS))})
+    schema = ROWS.with_metadata({b"geo": geo(pyproj.CRS.from_user_input(globe.CRS84))})
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
     return out.getvalue()

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from urbancross import corners, schemas, storage
+from urbancross import corners, storage
 from urbancross.evidence import AT_ONCE, Evidence, Hit, TextEncoder, with_phrases
 from urbancross.index.exact import Found
 from urbancross.serve.newest import Newest
 from urbancross.serve.remembering import Remembering
 from urbancross.storage import Place
 
-PLACED = pa.schema([schemas.TILES.field(name) for name in corners.COLUMNS])
 ROWS_BYTES = 256 << 20  # of rows of tables that are kept
 
 
@@ -91,7 +90,7 @@ class KeptEvidence(Evidence):
         if not self._says_transforms:
             return [None] * len(hits)
         told = [self._row("tiles", hit.shard, corners.COLUMNS, hit.row) for hit in hits]
-        found = np.round(corners.corners(pa.Table.from_pylist(told, schema=PLACED)), 7)
+        found = np.round(corners.corners(pa.Table.from_pylist(told, schema=corners.SCHEMA)), 7)
         return [None if np.isnan(ends).any() else ends.tolist() for ends in found]
 
     @cached_property

@@ -54,7 +54,7 @@ def create(path: Path, data: bytes | memoryview) -> str | None:
 @contextlib.contextmanager
 def draft(path: Path) -> Iterator[IO[bytes]]:
     """A file to fill for `create_from`; gone when the block ends."""
-    temporary = _beside(path)
+    temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
     try:
         with contextlib.ExitStack() as opened:
             with writing_to(path):
@@ -70,9 +70,7 @@ def draft(path: Path) -> Iterator[IO[bytes]]:
 def create_from(path: Path, file: IO[bytes]) -> str | None:
     """`create` with what a draft holds."""
     with writing_to(path):
-        file.flush()
-        os.fsync(file.fileno())
-        writing(path.name, "written")
+        _settle(path, file)
         return _named(path, Path(file.name))
 
 
@@ -137,6 +135,12 @@ def _version(told: os.stat_result) -> str:
     return f"{told.st_ino}-{told.st_mtime_ns}-{told.st_size}"
 
 
+def _settle(path: Path, file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    writing(path.name, "written")
+
+
 def _named(path: Path, temporary: Path) -> str | None:
     try:
         os.link(temporary, path)
@@ -145,10 +149,6 @@ def _named(path: Path, temporary: Path) -> str | None:
     writing(path.name, "named")
     fsync_folder(path.parent)
     return _version(os.stat(temporary))
-
-
-def _beside(path: Path) -> Path:
-    return path.parent / f".{path.name}-{uuid.uuid4().hex}.tmp"
 
 
 @contextlib.contextmanager
@@ -171,24 +171,14 @@ def writing_to(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _temporary(path: Path, data: bytes | memoryview) -> Iterator[Path]:
     """A file beside `path` with `data`, safe on the disk; gone when the block ends."""
-    temporary = _beside(path)
-    try:
-        with writing_to(path):
-            writing(path.name, "before")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                half = len(data) // 2
-                file.write(data[:half])
-                file.flush()
-                writing(path.name, "halfway")
-                file.write(data[half:])
-                file.flush()
-                os.fsync(file.fileno())
-            writing(path.name, "written")
-            yield temporary
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with draft(path) as file, writing_to(path):
+        half = len(data) // 2
+        file.write(data[:half])
+        file.flush()
+        writing(path.name, "halfway")
+        file.write(data[half:])
+        _settle(path, file)
+        yield Path(file.name)
 
 
 @contextlib.contextmanager
